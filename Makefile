@@ -12,7 +12,7 @@ ifneq ($(IDENTITY),$(shell cat .venv/python 2>/dev/null))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit matrix receivers frozen outage years hammer backfill kills beside starts upgrade arrangements versions locks fuzz flips secrets lint types walls minutes wheel check bench lock clean
+.PHONY: help demo test unit matrix receivers postgres central fleet frozen outage years hammer backfill kills beside starts upgrade arrangements versions locks fuzz flips secrets lint types walls minutes wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -37,6 +37,15 @@ receivers: .venv/ready  ## The real Phoenix and MLflow, installed from PyPI: rea
 
 matrix: .venv/ready  ## What `make test` has no time for: more versions and configurations of OpenCode, more orders of the same
 	@$(BIN)/python -m pytest -n 3 -m matrix
+
+postgres: .venv/ready  ## The suites of ledger and delivery on a PostgreSQL server, and what only that has; needs its packages (minutes)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --postgres tests/ledger tests/delivery tests/fleet tests/database/test_postgres.py tests/cli/test_fleet.py
+
+fleet: .venv/ready  ## Two laptops through two intakes to four workers, all killed at random, the server too; a token revoked (minutes)
+	@$(BIN)/python -m tests.stress.fleet
+
+central: .venv/ready  ## Eight consumers on one PostgreSQL ledger, killed at random, the server with them (minutes)
+	@$(BIN)/python -m tests.stress.central
 
 frozen: .venv/ready  ## The whole suite, the program's clock standing still in each test that runs in one process
 	@$(SUITE) -m 'not matrix and not receivers' --frozen-clock
@@ -109,7 +118,7 @@ flips: .venv/ready  ## 500 random faults in the files of a spool; FAULTS and SEE
 	@$(BIN)/python -m tests.stress.flips $(or $(FAULTS),500) $(SEED)
 
 lock: .venv/ready  ## Resolve the dependencies anew (needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --group dev --extra web pyproject.toml -o requirements.lock -q --custom-compile-command "make lock"
+	uv pip compile --universal --python-version 3.11 --generate-hashes --group dev --extra web --extra fleet pyproject.toml -o requirements.lock -q --custom-compile-command "make lock"
 
 clean:  ## Remove what was made, OpenCode's cache included
 	rm -rf .venv .cache dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -4,6 +4,7 @@
     ├─ UsageError                   with exit code 2: nothing was done
     │  ├─ SettingsError             a setting has a value that cannot be used
     │  ├─ PatternError              a redaction pattern does not compile
+    │  ├─ TenantError               the centre has no such tenant or machine, or one already; or it cannot be one
     │  ├─ EndpointError             a URL is none that records can be sent to
     │  └─ ClientError               an HTTP client cannot be built with this key or this proxy
     ├─ TranscriptError              a session's facts break a rule of the transcript
@@ -30,6 +31,7 @@
     │  └─ TooManyValuesError        it holds too many values
     ├─ DestinationError             a destination was named that is not there, or cannot be moved
     ├─ InUseError                   what is to be removed is in use
+    ├─ CentreError                  the centre's database cannot be used
     ├─ UnreadableLedgerError        the ledger cannot be looked at as it is
     ├─ ListenError                  a local server cannot listen as asked
     │  └─ PortTakenError            somebody else listens there

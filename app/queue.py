@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,11 +17,18 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from huey import SqliteHuey
-from huey.registry import Message
-from huey.serializer import Serializer
-
 from app.runtime.filesystem import private_directory, private_file
+
+_IS_CENTRE = "psycopg" in sys.modules
+if not _IS_CENTRE:
+    # Huey would load the driver of its other storage wherever the extra `fleet` is installed: 12 MB that no hook needs.
+    sys.modules["psycopg"] = None  # type: ignore[assignment]  # which says that it cannot be imported
+from huey import SqliteHuey  # noqa: E402 - only now
+from huey.registry import Message  # noqa: E402
+from huey.serializer import Serializer  # noqa: E402
+
+if not _IS_CENTRE:
+    del sys.modules["psycopg"]
 
 WAKES_MAX = 1_000
 """Messages that may wait in the queue. More of them would wake nobody sooner."""

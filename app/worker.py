@@ -16,12 +16,10 @@ import sys
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
@@ -40,20 +38,20 @@ from app.database.open import open_ledger, recover_after
 from app.database.schema import SchemaError, is_newer, migrations, require_known
 from app.delivery import backoff, confirm
 from app.delivery.access import access
-from app.delivery.deliver import Answered, DeliveryContext, deliver
+from app.delivery.deliver import DeliveryContext, deliver
 from app.delivery.lifetime import Lifetime
 from app.delivery.loop import Loop
 from app.delivery.policy_check import PolicyCheck
 from app.delivery.policy_sweep import PolicySweep
 from app.delivery.poller import POLL_MS, Poller
-from app.exporters.client import ClientError, Deleting, ReadBackError
+from app.delivery.sender import Place, Sender
+from app.exporters.client import ClientError, ReadBackError
 from app.exporters.connect import connect
 from app.exporters.kinds import traits_of
-from app.exporters.outcome import Outcome
-from app.ledger import claims, confirmations, destinations, flow, incidents, readback
+from app.ledger import claims, confirmations, destinations, flow, readback
 from app.ledger.destinations import Destination
 from app.ledger.eviction import Recaptured
-from app.ledger.job import Body, Claim
+from app.ledger.job import Claim
 from app.privacy.policy import Hold, Permit
 from app.privacy.redact import PatternError
 from app.queue import Queue
@@ -64,6 +62,7 @@ from app.runtime.upgrade import Upgrade, become_anew
 from app.runtime.url import EndpointError
 from app.settings.lookup import Sources, typed
 from app.settings.model import Settings, SettingsError
+from app.settings.names import DATABASE_URL
 from app.sources.opencode.store import store_file
 
 CONSUMER = {
@@ -77,16 +76,17 @@ CONSUMER = {
     "shutdown_timeout": 20,
 }
 """What the Procfile's command line says, for the worker that starts without one."""
-POST_S_MAX = 30.0
-"""For one record in all, whichever routes are tried: well within the lease."""
-SLOW_S = 0.05
-"""Where all of the last ANSWERS took longer, they are waited for several at a time."""
-ANSWERS = 8
-ANSWERS_LEAST = 3
-NOT_FOUND = 404
 CONFIRM_MS = 500
 """How often delivered jobs that are due to be read back are looked for."""
+CONFIRM_MS_MAX = 2_000
+"""The same where none is due before: nothing that is delivered meanwhile is due sooner."""
+SIGNAL_S_MAX = 0.5
+"""How long it may take until the main thread sees a signal. It has nothing else to do, ten times a second at Huey's."""
+SCHEDULE_S = 60
+"""How often Huey looks for messages of a later time, of which there are none: as seldom as it can."""
 SIGNALS_S = 0.01
+FLUSH_S = 0.1
+"""How often it is asked whether that is over which a worker was made for."""
 LEAVE_S_MAX = 2.0
 """How long a worker that ends waits for each of its loops to be done with the present step."""
 
@@ -99,7 +99,8 @@ class _Huey(SqliteHuey):  # type: ignore[misc]  # huey ships no types
 
     def create_consumer(self, **options: Any) -> Any:
         self.prepare()
-        self.consumer = super().create_consumer(**options)
+        self.consumer = super().create_consumer(**{**options, "scheduler_interval": SCHEDULE_S})
+        self.consumer._stop_flag_timeout = SIGNAL_S_MAX  # noqa: SLF001 - Huey has no option for it
         return self.consumer
 
 
@@ -124,9 +125,6 @@ class Worker:
         self.signature = worker_signature(self.settings)
         self._key = settings.api_key.get_secret_value() if settings.api_key else ""
         self._traits = traits_of(settings.kind, settings.preset, settings.project)
-        self._routes = self._traits.routes(self.settings.endpoint)
-        self._route = self.target.route
-        self._answers_s: deque[float] = deque(maxlen=ANSWERS)
         self._plan = self._traits.read_back(
             self.settings.confirm, self.settings.endpoint, self._key, self.settings.readback_url
         )
@@ -136,6 +134,8 @@ class Worker:
             if settings.credential
             else None
         )
+        place = Place(self.target, self.settings.endpoint, self.settings.destination, self._traits)
+        self._sender = None if self._client is None else Sender(self, place, self._client)
         self._recapture = Recapturer(store_file(sources.environ), self.target.id, self.spool.hooks)
         self.queue = Queue(self.spool.path, self.target.id, self._answer, huey_class=_Huey)
         self.poller = Poller(
@@ -195,24 +195,24 @@ class Worker:
     # --- one wake
 
     def _answer(self, key: str) -> None:
-        if self._client is None or self._announced is None:
+        if self._sender is None or self._announced is None:
             return
         context = DeliveryContext(
             destination_id=self.target.id,
             worker=self._announced.name,
             policy=backoff.RetryPolicy.of(self.settings.max_retries, self.settings.retry_base_delay_ms),
             permit=self._permit,
-            post=self._post,
+            post=self._sender.post,
             clock=clock.now_ms,
             dice=random.random,
             stopping=self._stopping,
             max_retries_of=self._max_retries,
             rebuild=self._rebuild,
-            at_once=self._at_once,
-            beside=self._beside,
+            at_once=self._sender.at_once,
+            beside=self._sender.beside,
             leave=self.poller.unfinished.append,
-            make_way=self._make_way if self._traits.CHANGED == "deleted first" else None,
-            post_changed=self._leave if self._traits.CHANGED == "not sent" else None,
+            make_way=self._sender.make_way,
+            post_changed=self._sender.post_changed,
             when_to_confirm=lambda: confirm.when(self.db, self.target.id, self._plan, self._traits, clock.now_ms()),
         )
         try:
@@ -241,73 +241,6 @@ class Worker:
         if made is None:
             self._log("dropped a job that waited without its text: OpenCode's store no longer has its turn")
         return made
-
-    def _leave(self, _: Body) -> Outcome:
-        """What was accepted stays: nobody here can say whether the destination would show both."""
-        self._note("turns that changed after they were delivered, and were not sent again")
-        return Outcome("accepted", "not sent: another version was accepted before")
-
-    def _make_way(self, request_ids: Sequence[uuid.UUID]) -> Outcome:
-        client, url = cast("Deleting", self._client), self._traits.deletion_url(self.settings.endpoint)
-        assert url is not None  # noqa: S101 - a destination at which what has changed is deleted first
-        return client.delete(url, request_ids, clock.now_ms())
-
-    def _note(self, what: str) -> None:
-        with suppress(sqlite3.OperationalError):  # what was answered counts more
-            incidents.note(self.db, f"{self.settings.destination}: {what}", clock.now_ms())
-
-    def _post(self, body: Body) -> Outcome:
-        """Try the route that answered last, then the others: the first that knows the path is remembered."""
-        assert self._client is not None  # noqa: S101 - `_answer` asked
-        if not body.body:
-            return self._make_way([body.request_id])  # recalled, where nothing can take its place
-        outcome: Outcome | None = None
-        began_s = time.monotonic()
-        ends_s = began_s + POST_S_MAX
-        for url in sorted(self._routes, key=lambda url: url != self._route):
-            left_s = ends_s - time.monotonic()
-            outcome = self._client.post(url, body.body, str(body.request_id), clock.now_ms(), left_s)
-            if outcome.status is not None and outcome.status != NOT_FOUND and url != self._route:
-                # The answer counts more than the note: where the ledger is locked, the next answer brings it.
-                with suppress(sqlite3.OperationalError):
-                    destinations.remember_route(self.db, self.target.id, url)
-                    self._route = url
-            if outcome.status != NOT_FOUND:
-                break
-        assert outcome is not None  # noqa: S101 - there is always a route
-        if outcome.kind == "accepted" and outcome.remark:
-            self._note(outcome.remark)
-        self._answers_s.append(time.monotonic() - began_s)
-        return outcome
-
-    def _at_once(self) -> int:
-        """How many records of a job may be under way: more than one where it is answers that take the time.
-
-        Where this machine is busy, some of the last ones took long as well, but not all.
-        """
-        last_s = self._answers_s.copy()
-        if len(last_s) < ANSWERS_LEAST or min(last_s) < SLOW_S:
-            return 1
-        is_careful = destinations.by_id(self.db, self.target.id).concurrency is not None
-        return 1 if is_careful else self._traits.RECORDS_AT_ONCE
-
-    def _beside(self, post: Callable[[], Answered]) -> Future[Answered]:
-        """Post in a thread of its own, which is no reason for the process to live on."""
-        answered: Future[Answered] = Future()
-
-        def run() -> None:
-            try:
-                try:
-                    answer = post()
-                finally:
-                    self.leave()
-            except BaseException as error:  # noqa: BLE001 - whoever waits for the answer raises it
-                answered.set_exception(error)
-            else:
-                answered.set_result(answer)
-
-        threading.Thread(target=run, name="post", daemon=True).start()
-        return answered
 
     def _stopping(self) -> bool:
         return self._stop.is_set() or self.huey.consumer.stop_flag.is_set()
@@ -392,7 +325,8 @@ class Worker:
         )
         if failure is not None:
             self._log(f"delivered jobs cannot be confirmed: {failure}")
-        return CONFIRM_MS
+        next_ms = confirmations.next_confirmation_ms(self.db, self.target.id)
+        return CONFIRM_MS_MAX if next_ms is None else max(CONFIRM_MS, min(CONFIRM_MS_MAX, next_ms - now_ms))
 
     def _stored(self, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool] | confirm.Unread:
         assert self._client is not None  # noqa: S101 - without a key nothing was delivered
@@ -443,6 +377,7 @@ class Worker:
         """
         self.lifetime.is_short = True
         consumer = self.huey.create_consumer(**CONSUMER)
+        consumer._stop_flag_timeout = FLUSH_S  # noqa: SLF001 - somebody waits
         try:
             consumer.start()
             while not (is_over() or is_newer(self.db)):
@@ -492,7 +427,12 @@ def __getattr__(name: str) -> Any:
     if name != "huey":
         raise AttributeError(name)
     try:
-        return Worker(typed(os.environ, Path.cwd())).huey
+        sources = typed(os.environ, Path.cwd())
+        if not os.environ.get(DATABASE_URL):
+            return Worker(sources).huey
+        from app.fleet.worker import from_environment  # noqa: PLC0415 - of packages that only the centre has
+
+        return from_environment(sources, os.environ).huey
     except SettingsError as error:
         sys.exit(f"opencode-helicone: {error.for_logs}; config show says more")
     except (EndpointError, ClientError, SchemaError, OSError, sqlite3.Error) as error:

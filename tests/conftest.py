@@ -9,16 +9,19 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from app.database.connection import Ledger
+from app.database import postgres
+from app.database.connection import Database, Ledger
 from app.database.open import open_ledger
 from app.runtime import clock
 from tests.support import plans
-from tests.support.ledger_bench import LedgerBench
+from tests.support.ledger_bench import LedgerBench, without_waiting
+from tests.support.postgres import Server, postgres_words
 
 # Deterministic where a failure must be seen again by everybody; locally each run tries something new.
 settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
@@ -80,16 +83,18 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The slowest files first: of processes that take file by file, none is left with a long one at the end."""
     place = {name: number for number, name in enumerate(SLOWEST)}
+    other = "sqlite" if config.getoption("--postgres") else "postgres"
+    items[:] = [item for item in items if item.get_closest_marker(other) is None]
     items.sort(key=lambda item: place.get(str(item.path.relative_to(TESTS)), len(place)))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """So that `make check` stays quick, no other test starts a process."""
-    if item.get_closest_marker("slow") is None:
+    if item.get_closest_marker("slow") is None and not item.config.getoption("--postgres"):
         running.append(item)
     try:
         return (yield)
@@ -101,6 +106,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--frozen-clock", action="store_true", help="The program's clock stands still during each test (`make frozen`)."
     )
+    parser.addoption("--postgres", action="store_true", help="The ledger is on a PostgreSQL server (`make postgres`).")
 
 
 def pytest_configure() -> None:
@@ -132,6 +138,13 @@ def _plans(monkeypatch: pytest.MonkeyPatch) -> None:
     plans.watch(monkeypatch)
 
 
+@pytest.fixture(autouse=True)
+def _words(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said to a server has no word that only SQLite knows, whichever branch says it."""
+    if request.config.getoption("--postgres"):
+        monkeypatch.setattr(postgres, "translate", postgres_words)
+
+
 @pytest.fixture
 def spool(tmp_path: Path) -> Path:
     """Where a spool would be; nothing is there yet."""
@@ -147,7 +160,32 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def db(spool: Path, migrated: Path) -> Iterator[Ledger]:
+def db(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """A migrated ledger: a file of SQLite, or with `--postgres` a database of a server."""
+    if request.config.getoption("--postgres"):
+        with closing(request.getfixturevalue("postgres_server").emptied()) as connection:
+            yield connection
+    else:
+        yield request.getfixturevalue("sqlite_ledger")
+
+
+@pytest.fixture
+def ledger_place(request: pytest.FixtureRequest, spool: Path) -> str:
+    """Where `db` is, for another connection (`open_either`)."""
+    server: Server | None = (
+        request.getfixturevalue("postgres_server") if request.config.getoption("--postgres") else None
+    )
+    return server.url if server else str(spool)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def sqlite_ledger(spool: Path, migrated: Path) -> Iterator[Ledger]:
     """A migrated ledger in a real file: WAL and second connections behave otherwise in memory."""
     shutil.copytree(migrated, spool)
     connection = open_ledger(spool)
@@ -156,8 +194,8 @@ def db(spool: Path, migrated: Path) -> Iterator[Ledger]:
 
 
 @pytest.fixture
-def bench(db: sqlite3.Connection) -> LedgerBench:
-    db.execute("pragma synchronous = off")  # nobody cuts the power here, and it saves most of the time
+def bench(db: Database) -> LedgerBench:
+    without_waiting(db)
     return LedgerBench(db)
 
 

@@ -36,6 +36,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "backfill": ("backfill",),
     "verify": ("verify",),
     "recall": ("audit", "recall"),
+    "fleet": ("intake", "fleet"),
 }
 """By module of this package its commands, in the order of the help."""
 

@@ -7,11 +7,15 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
+
+if TYPE_CHECKING:  # it needs packages that the plain installation does not bring
+    from app.database.postgres import PostgresLedger
+    from app.database.postgres import Row as PostgresRow
 
 BUSY_TIMEOUT_MS = 5_000
 PATIENT_MS = 25_000
@@ -27,7 +31,11 @@ WAL_BYTES = 4 * 1024 * 1024
 """A WAL longer than this is copied into the database by whoever commits next."""
 
 
+T = TypeVar("T")
 _File: TypeAlias = tuple[int, int]
+Database: TypeAlias = "sqlite3.Connection | PostgresLedger"
+"""What the ledger's functions take. Both raise the exceptions of `sqlite3`."""
+Row: TypeAlias = "sqlite3.Row | PostgresRow"
 
 
 class _Turns:
@@ -157,8 +165,12 @@ def connect(path: Path, kind: type[Ledger] = Ledger) -> Ledger:
 
 
 @contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[None]:
+def transaction(db: Database) -> Iterator[None]:
     """One write transaction. `immediate`, so that two writers queue up at the start and neither fails later."""
+    if not isinstance(db, sqlite3.Connection):
+        with db.transaction():
+            yield
+        return
     with db.writing() if isinstance(db, Ledger) else nullcontext():
         db.execute("begin immediate")
         try:
@@ -173,8 +185,12 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 
 @contextmanager
-def unflushed(db: sqlite3.Connection) -> Iterator[None]:
+def unflushed(db: Database) -> Iterator[None]:
     """The write transactions in here do not wait for the disk: the machine's death may undo them, and nothing less."""
+    if not isinstance(db, sqlite3.Connection):
+        with db.unflushed():
+            yield
+        return
     if db.execute("pragma synchronous").fetchone()[0] < FULL:
         yield
         return
@@ -220,6 +236,33 @@ def checkpoint(db: Ledger, bytes_max: int = WAL_BYTES) -> None:
             copying.execute("pragma wal_checkpoint(passive)").fetchall()
         finally:
             db.rollback()
+
+
+def lock(db: Database, name: str) -> None:
+    """Within a transaction, before what is read decides what is written: whoever asks for the same name waits."""
+    if not isinstance(db, sqlite3.Connection):  # of SQLite's there is one at a time anyway
+        db.lock(name)
+
+
+def surviving(db: Database, act: Callable[[], T]) -> T:
+    """Act, as often as it takes where a server starts anew meanwhile. (SQLite's lock is waited for as it is.)"""
+    return act() if isinstance(db, sqlite3.Connection) else db.surviving(act)
+
+
+def lock_rows(db: Database, select: str, parameters: tuple[object, ...]) -> None:
+    """Within a transaction: what these rows say now is so until its end, if they are there."""
+    if not isinstance(db, sqlite3.Connection):
+        db.execute(f"{select} for update", parameters)
+
+
+def bytes_on_this_disk(db: Database) -> int:
+    """Of what the ledger holds, the room that deleted rows have left not counted; none of one on a server."""
+    if not isinstance(db, sqlite3.Connection):
+        return 0
+    pages, free, page_bytes = (
+        int(db.execute(f"pragma {name}").fetchone()[0]) for name in ("page_count", "freelist_count", "page_size")
+    )
+    return (pages - free) * page_bytes
 
 
 def shrink(db: sqlite3.Connection) -> None:

@@ -10,7 +10,7 @@ from contextlib import closing
 from functools import cache
 from importlib import resources
 
-from app.database.connection import transaction
+from app.database.connection import Database, transaction
 from app.errors import AppError
 from app.runtime import failpoint
 
@@ -44,6 +44,14 @@ def migrations() -> list[tuple[int, str]]:
     if empty := [name for name, (_, sql) in zip(names, found, strict=True) if not sql.strip()]:
         raise SchemaError(f"{', '.join(empty)} is empty: still being installed")
     return found
+
+
+@cache
+def postgres_migrations() -> list[tuple[int, str]]:
+    """As `migrations`, for PostgreSQL: the first one makes all that SQLite's have made until then."""
+    folder = resources.files("app") / "migrations" / "postgres"
+    names = sorted(item.name for item in folder.iterdir() if item.name.endswith(".sql"))
+    return [(int(name.split("_", 1)[0]), (folder / name).read_text("utf-8")) for name in names]
 
 
 def statements(sql: str) -> Iterator[str]:
@@ -98,18 +106,20 @@ def _apply(db: sqlite3.Connection, version: int, sql: str) -> None:
         failpoint.reach("migrate.applying")
 
 
-def is_newer(db: sqlite3.Connection) -> bool:
+def is_newer(db: Database) -> bool:
     """Whether another program has brought an open ledger to a schema that this one does not know. Cheap."""
     return version_of(db) > migrations()[-1][0]
 
 
-def require_known(db: sqlite3.Connection) -> None:
+def require_known(db: Database) -> None:
     """Raises SchemaError when `is_newer`."""
     if is_newer(db):
         raise SchemaError(f"the ledger has schema {version_of(db)}, this program knows up to {migrations()[-1][0]}")
 
 
-def version_of(db: sqlite3.Connection) -> int:
+def version_of(db: Database) -> int:
+    if not isinstance(db, sqlite3.Connection):
+        return db.version()
     return int(db.execute("pragma user_version").fetchone()[0])
 
 

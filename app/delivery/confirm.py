@@ -19,12 +19,12 @@ them.
 
 from __future__ import annotations
 
-import sqlite3
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from app.database.connection import Database
 from app.delivery.backoff import pause_ms
 from app.exporters.traits import Plan, Traits
 from app.ledger import confirmations, destinations, flow, readback
@@ -49,7 +49,7 @@ BYTES_MAX = 16 * 2**20
 BYTES_UNKNOWN = 2**20
 
 
-def when(db: sqlite3.Connection, destination_id: int, plan: Plan, traits: Traits, now_ms: int) -> int | None:
+def when(db: Database, destination_id: int, plan: Plan, traits: Traits, now_ms: int) -> int | None:
     """When a job that is delivered now is to be read back; None: not at all."""
     if plan.url is None:
         return None
@@ -98,7 +98,7 @@ Fetch: TypeAlias = Callable[[int, Sequence[uuid.UUID]], Mapping[uuid.UUID, bool]
 
 
 def confirm(
-    db: sqlite3.Connection,
+    db: Database,
     destination_id: int,
     fetch: Fetch,
     now_ms: int,
@@ -143,7 +143,7 @@ def _queries(due: Sequence[Unconfirmed]) -> Iterator[list[Unconfirmed]]:
 
 
 def _look(
-    db: sqlite3.Connection,
+    db: Database,
     destination_id: int,
     query: Sequence[Unconfirmed],
     fetch: Fetch,
@@ -175,7 +175,7 @@ def _look(
     return None
 
 
-def _found(db: sqlite3.Connection, destination_id: int, one: Unconfirmed, now_ms: int, *, has_body: bool) -> None:
+def _found(db: Database, destination_id: int, one: Unconfirmed, now_ms: int, *, has_body: bool) -> None:
     if one.start_ms is not None:
         readback.note_found(db, destination_id, Control(one.request_id, one.start_ms, now_ms))
     if not confirmations.confirmed(db, one, now_ms, has_body=has_body):
@@ -187,7 +187,7 @@ def _found(db: sqlite3.Connection, destination_id: int, one: Unconfirmed, now_ms
         confirmations.look_back(db, destination_id, now_ms)
 
 
-def _miss(db: sqlite3.Connection, destination_id: int, job: Unconfirmed, traits: Traits, now_ms: int) -> None:
+def _miss(db: Database, destination_id: int, job: Unconfirmed, traits: Traits, now_ms: int) -> None:
     route = destinations.by_id(db, destination_id).route
     later = [at_ms for look in traits.looks_ms(route, job.resends) if (at_ms := job.delivered_ms + look) > now_ms]
     if later:

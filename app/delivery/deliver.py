@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypeAlias
 
+from app.database.connection import Database, surviving
 from app.delivery.backoff import RetryPolicy
 from app.delivery.health import DeadLetter, Pause, Release, RetryLater, Situation, decide
 from app.exporters.outcome import Outcome
@@ -87,7 +88,7 @@ class DeliveryContext:
     """Told of a job that could not be finished because the ledger cannot be written: see `release_unfinished`."""
 
 
-def deliver(db: sqlite3.Connection, key: str, context: DeliveryContext) -> str | None:
+def deliver(db: Database, key: str, context: DeliveryContext) -> str | None:
     """Deliver the oldest due job of the session that `key` belongs to; the key to wake next, or None.
 
     A wake for something that is delivered, leased or not due does nothing.
@@ -112,7 +113,7 @@ def deliver(db: sqlite3.Connection, key: str, context: DeliveryContext) -> str |
     return maintenance.next_of_session(db, context.destination_id, claim.session, context.clock())
 
 
-def release_unfinished(db: sqlite3.Connection, claim: Claim, now_ms: int) -> None:
+def release_unfinished(db: Database, claim: Claim, now_ms: int) -> None:
     """Release a job that `deliver` could not finish: that its lease still stands is nobody's fault.
 
     Left to run out, it would count as the work of a thread that hangs, and five of these make a dead letter.
@@ -123,7 +124,7 @@ def release_unfinished(db: sqlite3.Connection, claim: Claim, now_ms: int) -> Non
         flow.probe_now(db, claim.destination_id, now_ms)
 
 
-def _carry(db: sqlite3.Connection, claim: Claim, context: DeliveryContext) -> bool:
+def _carry(db: Database, claim: Claim, context: DeliveryContext) -> bool:
     """Deliver the job, as far as that can be done; whether the destination was asked at all."""
     if not eviction.is_evicted(db, claim):
         return _send(db, claim, context, None)
@@ -131,7 +132,7 @@ def _carry(db: sqlite3.Connection, claim: Claim, context: DeliveryContext) -> bo
     return made is not None and _send(db, claim, context, made)
 
 
-def _send(db: sqlite3.Connection, claim: Claim, context: DeliveryContext, made: Sequence[Body] | None) -> bool:
+def _send(db: Database, claim: Claim, context: DeliveryContext, made: Sequence[Body] | None) -> bool:
     """Post what is not acknowledged and finish the job; whether the destination was asked at all."""
     run = _Run(db, claim, context)
     why: _Why = None
@@ -142,10 +143,15 @@ def _send(db: sqlite3.Connection, claim: Claim, context: DeliveryContext, made: 
     finally:
         run.wait()
     why = run.join() or why
+    surviving(db, partial(_end, db, run, why, context))
+    return run.asked
+
+
+def _end(db: Database, run: _Run, why: _Why, context: DeliveryContext) -> None:
     claim = run.claim
     if why is None:
         run.complete()
-        return run.asked
+        return
     run.note()
     match why:
         case Outcome():
@@ -156,7 +162,6 @@ def _send(db: sqlite3.Connection, claim: Claim, context: DeliveryContext, made: 
             claims.dead_letter(db, claim, FailedAttempt(context.clock(), str(why)))
         case "stopping":
             claims.release(db, claim, due_ms=context.clock())
-    return run.asked
 
 
 _Why: TypeAlias = Outcome | Hold | Recapture | LedgerError | Literal["stopping"] | None
@@ -166,7 +171,7 @@ _Why: TypeAlias = Outcome | Hold | Recapture | LedgerError | Literal["stopping"]
 class _Run:
     """One claim's posts: those that are under way, and what was accepted and is not in the ledger yet."""
 
-    def __init__(self, db: sqlite3.Connection, claim: Claim, context: DeliveryContext) -> None:
+    def __init__(self, db: Database, claim: Claim, context: DeliveryContext) -> None:
         self._db = db
         self._context = context
         self._under_way: list[tuple[Body, Future[Answered]]] = []
@@ -196,7 +201,7 @@ class _Run:
         for body in claims.unacknowledged(self._db, self.claim, made):
             if self._context.stopping():
                 return "stopping"
-            if not claims.is_current(self._db, self.claim):
+            if not surviving(self._db, partial(claims.is_current, self._db, self.claim)):
                 return None
             permit = self._context.permit(self.claim)
             if isinstance(permit, Hold | Recapture):
@@ -212,7 +217,7 @@ class _Run:
                 return failed
             is_renewed = 0 <= self._context.clock() - self._renewed_ms < UNNOTED_MS_MAX
             if not is_renewed or len(self._accepted) >= UNNOTED_MAX:
-                self.note()
+                surviving(self._db, self.note)
         return None
 
     def _is_room(self) -> bool:
@@ -237,7 +242,7 @@ class _Run:
 
     def _accept(self, accepted: Accepted) -> None:
         if self.claim.is_probe:
-            flow.resume(self._db, self.claim.destination_id)
+            surviving(self._db, partial(flow.resume, self._db, self.claim.destination_id))
         # It got through: whatever fails from here on is a first failure, of the job and of the destination.
         self.claim = replace(self.claim, consecutive_failures=0, failures=0, is_probe=False, pause_count=0)
         self._accepted.append(accepted)
@@ -266,7 +271,7 @@ def _post(context: DeliveryContext, body: Body, *, is_changed: bool) -> Answered
     return outcome, context.clock()
 
 
-def _made_again(db: sqlite3.Connection, claim: Claim, context: DeliveryContext) -> Sequence[Body] | None:
+def _made_again(db: Database, claim: Claim, context: DeliveryContext) -> Sequence[Body] | None:
     """What the hook had made, or stricter; None when nobody here can make it, and the job is held or dropped."""
     permit = context.permit(claim)
     if isinstance(permit, Hold | Recapture):
@@ -282,7 +287,7 @@ def _made_again(db: sqlite3.Connection, claim: Claim, context: DeliveryContext) 
     return made.bodies
 
 
-def _withhold(db: sqlite3.Connection, claim: Claim, permit: Hold | Recapture, now_ms: int) -> None:
+def _withhold(db: Database, claim: Claim, permit: Hold | Recapture, now_ms: int) -> None:
     match permit:
         case Hold(reason):
             policy_enforcement.hold(db, claim, due_ms=now_ms + HOLD_MS, reason=reason)
@@ -290,7 +295,7 @@ def _withhold(db: sqlite3.Connection, claim: Claim, permit: Hold | Recapture, no
             claims.drop(db, claim, "policy", now_ms)
 
 
-def _settle(db: sqlite3.Connection, claim: Claim, outcome: Outcome, context: DeliveryContext) -> None:
+def _settle(db: Database, claim: Claim, outcome: Outcome, context: DeliveryContext) -> None:
     if outcome.is_doubtful and not destinations.by_id(db, claim.destination_id).has_accepted:
         outcome = replace(outcome, kind="refused")
     known = flow.evidence(db, claim.destination_id, claim.job_id)

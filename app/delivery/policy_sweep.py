@@ -28,7 +28,12 @@ class PolicySweep:
         self._swept: object = None
 
     def look(self, db: Ledger, now_ms: int, wake: Callable[[str], None]) -> bool:
-        """Sweep when settings have changed, and capture one session again; whether there may be more of these."""
+        """Sweep when settings have changed, and capture one session again; whether there may be more of these.
+
+        Without a job that settings bind, none of their files is read: that is most of what an idle tick would do.
+        """
+        if not policy_enforcement.is_any_bound(db, self._destination_id):
+            return False
         basis = self._policy_check.basis(db)
         if basis != self._swept:
             self._sweep(db, now_ms)

@@ -87,7 +87,7 @@ class Poller:
             self._log(f"the clock was wrong before: {mended} time(s) far ahead are now")
         self._reclaim(db, now_ms)
         is_sweeping = self._sweep.look(db, now_ms, self._queue.wake)
-        if self._is_sending:
+        if self._is_sending and counts.is_pending(db, self._target.id):
             self.wake_due(db, now_ms, max(1, WAKES_PER_TICK - self._queue.waiting()))
         if now_ms - self._pruned_ms >= PRUNE_MS or now_ms < self._pruned_ms:
             self._pruned_ms = now_ms

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
-from app.database.connection import transaction
+from app.database.connection import Database, Row, lock, transaction
 from app.ledger import destinations, incidents
 from app.ledger.destinations import Destination
 from app.ledger.job import BATCH, Body, Kept, LedgerError, Version, bodies, kept
@@ -13,7 +13,7 @@ from app.ledger.versions import forget_contents, insert, supersede_where
 
 
 def adopt(
-    db: sqlite3.Connection,
+    db: Database,
     from_id: int,
     destination_id: int,
     *,
@@ -30,24 +30,11 @@ def adopt(
     destination has becomes superseded there, and a turn that was sealed does not come. A damaged job becomes dead where
     it is: where it waits nobody would ever claim it and find out.
     """
-    with transaction(db):
-        rows = db.execute(
-            "update session set destination_id = ? where destination_id = ? and not exists"
-            " (select 1 from session o where o.destination_id = ? and o.name = session.name)"
-            " and not exists (select 1 from session o cross join turn t on t.session_id = o.id"
-            "  cross join job j on j.turn_id = t.id and j.is_sealed and j.state <> 'superseded'"
-            "  where o.name = session.name and o.id <> session.id"
-            "  and o.destination_id in (select id from destination"
-            "   where endpoint in ((select endpoint from destination where id = ?), '')))"
-            " and (? is null or root_name = ?) and (? is null or folder = ?) returning id",
-            (destination_id, from_id, destination_id, destination_id, session, session, folder, folder),
-        ).fetchall()
-        moved = 0
-        for row in rows:
-            moved += db.execute(
-                "update job set destination_id = ? where turn_id in (select id from turn where session_id = ?)",
-                (destination_id, row["id"]),
-            ).rowcount
+    moved = 0
+    chosen = {"from": from_id, "to": destination_id, "root": session, "folder": folder}
+    # A bounded number at a time: each is locked. One that somebody else has moved meanwhile is not found again.
+    while names := [row["name"] for row in db.execute(f"select name {_MOVES} order by name limit {BATCH}", chosen)]:
+        moved += _move(db, names, chosen)
     while waiting := db.execute(
         "select j.id, j.key, j.facts_ms, j.body_bytes, j.is_history, j.is_recall, j.is_sealed, j.known_marks,"
         " j.redactions, t.name as turn, s.name as session, s.root_name, s.user_id, s.encoding, s.shown_name,"
@@ -63,7 +50,38 @@ def adopt(
     return moved
 
 
-def take_over(db: sqlite3.Connection, ours: Destination, now_ms: int) -> None:
+_MOVES = (
+    "from session where destination_id = :from and not exists"
+    " (select 1 from session o where o.destination_id = :to and o.name = session.name)"
+    " and not exists (select 1 from session o cross join turn t on t.session_id = o.id"
+    "  cross join job j on j.turn_id = t.id and j.is_sealed = 1 and j.state <> 'superseded'"
+    "  where o.name = session.name and o.id <> session.id"
+    "  and o.destination_id in (select id from destination"
+    "   where endpoint in ((select endpoint from destination where id = :to), '')))"
+    " and (:root is null or root_name = :root) and (:folder is null or folder = :folder)"
+)
+
+
+def _move(db: Database, names: Sequence[str], chosen: Mapping[str, object]) -> int:
+    """Whole sessions, of those that are named; the number of their jobs."""
+    with transaction(db):
+        for name in names:
+            lock(db, f"session {name}")
+        rows = db.execute(
+            f"update session set destination_id = :to where id in (select id {_MOVES})"
+            " and name in (select value from json_each(:names)) and destination_id = :from returning id",
+            {**chosen, "names": json.dumps(names)},
+        ).fetchall()
+        return sum(
+            db.execute(
+                "update job set destination_id = ? where turn_id in (select id from turn where session_id = ?)",
+                (chosen["to"], row["id"]),
+            ).rowcount
+            for row in rows
+        )
+
+
+def take_over(db: Database, ours: Destination, now_ms: int) -> None:
     """Adopt what waits elsewhere and can only be meant for this destination.
 
     What was captured before any key was known: while nothing was captured for another key that it might be meant for as
@@ -81,13 +99,13 @@ def take_over(db: sqlite3.Connection, ours: Destination, now_ms: int) -> None:
     adopt_rotated(db, ours, now_ms)
 
 
-def adopt_rotated(db: sqlite3.Connection, ours: Destination, now_ms: int) -> None:
+def adopt_rotated(db: Database, ours: Destination, now_ms: int) -> None:
     """Adopt what waits for a key that is refused by now, if its own folder was captured with our key since."""
     for from_id, folder in destinations.rotated(db, ours):
         adopt(db, from_id, ours.id, now_ms=now_ms, folder=folder)
 
 
-def give_up(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int:
+def give_up(db: Database, destination_id: int, now_ms: int) -> int:
     """pending or dead -> dropped (purged): all of a destination that nobody is posting; the number of jobs.
 
     Bodies and attempts go, the keys stay known, so that nothing exports them again by itself.
@@ -100,7 +118,8 @@ def give_up(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int:
                 " body_bytes = 0 where id in (select id from job where destination_id = :destination"
                 "  and state = 'dead' union all select id from job where destination_id = :destination"
                 "  and state = 'pending' and lease_until_ms is null limit :batch)"
-                " and (state = 'dead' or (state = 'pending' and lease_until_ms is null)) returning id",
+                " and (state = 'dead' or (state = 'pending' and lease_until_ms is null))"
+                " and +destination_id = :destination returning id",
                 {"now": now_ms, "destination": destination_id, "batch": BATCH},
             ).fetchall()
             forget_contents(db, [row["id"] for row in rows])
@@ -111,7 +130,7 @@ def give_up(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int:
             return given_up
 
 
-def _adopt_job(db: sqlite3.Connection, destination_id: int, row: sqlite3.Row, now_ms: int) -> None:
+def _adopt_job(db: Database, destination_id: int, row: Row, now_ms: int) -> None:
     """pending -> superseded, once the destination has it; or pending -> dead, when it is damaged."""
     version = Version(
         session=row["session"],

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from app.database.connection import transaction, unflushed
+from app.database.connection import Database, Row, lock, transaction, unflushed
 from app.ledger import counters, flow
 from app.ledger.flow import Paused, Terms
 from app.ledger.job import Accepted, Body, Claim, FailedAttempt, LedgerError, bodies
@@ -38,8 +38,8 @@ _OF_SESSION = (
 # The oldest; while that is in backoff, what has been due for the longest time. (Two questions, because each is one look
 # into an index: the oldest of those that are due may stand behind any number that are not.)
 _NEXT_OF_KIND = (
-    f"(select id from ({_OF_SESSION} order by j.id limit 1) where due_ms <= :now),"
-    f" (select id from ({_OF_SESSION} and j.due_ms <= :now order by j.due_ms, j.id limit 1))"
+    f"(select id from ({_OF_SESSION} order by j.id limit 1) oldest where due_ms <= :now),"
+    f" (select id from ({_OF_SESSION} and j.due_ms <= :now order by j.due_ms, j.id limit 1) longest)"
 )
 _NEXT_OF_SESSION = f"select coalesce({_NEXT_OF_KIND.format(is_history=0)}, {_NEXT_OF_KIND.format(is_history=1)})"
 _NEXT_ISOLATED = (
@@ -48,7 +48,7 @@ _NEXT_ISOLATED = (
 )
 _FIRST_WAITING = (
     "select * from (select * from waiting where destination_id = :destination and is_history = {is_history}"
-    f" and due_ms <= :now and {IS_FREE.format(of='waiting')} order by due_ms, session_id limit 1)"
+    f" and due_ms <= :now and {IS_FREE.format(of='waiting')} order by due_ms, session_id limit 1) waits"
 )
 # One bad record must not be all that probes ever ask about: what was asked about in vain is due from then on, and so
 # goes behind all that waited already. It goes behind what has come since as well, if that is not tried yet.
@@ -64,9 +64,7 @@ _NEWEST_IF_UNTRIED = (
 )
 
 
-def claim(
-    db: sqlite3.Connection, destination_id: int, key: str, *, worker: str, now_ms: int, lease_ms: int
-) -> Claim | None:
+def claim(db: Database, destination_id: int, key: str, *, worker: str, now_ms: int, lease_ms: int) -> Claim | None:
     """pending -> pending with a lease: the oldest job of the session that `key` belongs to; history goes last.
 
     While the oldest is in backoff it is the one that has been due for the longest time; and while the destination is
@@ -74,51 +72,73 @@ def claim(
     the newest was not. None when there is nothing to do: not due, another job of the session is in flight, or the
     destination takes no more now.
     """
-    with transaction(db):
-        terms = flow.terms(db, destination_id, now_ms)
-        if terms is None:
-            return None
-        arguments = {"destination": destination_id, "key": key, "now": now_ms}
-        if terms.is_probe:
-            candidate = _to_probe(db, arguments)
-        elif is_isolated_due(db, destination_id, now_ms):
-            candidate = _first(db, _NEXT_ISOLATED, arguments)
-        else:
-            candidate = _first(db, _NEXT_OF_SESSION, arguments)
-        row = db.execute(
-            # Whether it must still be held its worker asks: no finish needs to know that it once was.
-            "update job set lease_until_ms = :until, worker = :worker, attempt = attempt + 1, attempted_ms = :now,"
-            " hold_reason = null"
-            f" where id = :job and state = 'pending' and {IS_FREE.format(of='job')}"
-            # Alone, whoever is suspected of killing workers; and beside it nobody. (The plus: among what is leased, and
-            # not among all jobs of the destination.)
-            " and not exists (select 1 from job l where l.lease_until_ms is not null"
-            f"  and +l.destination_id = :destination and max(job.kills, l.kills) >= {ISOLATED_KILLS})"
-            " returning id, destination_id, turn_id, key, attempt, setbacks, failures, session_id, policy_id",
-            {**arguments, "job": candidate, "until": now_ms + lease_ms, "worker": worker},
-        ).fetchone()
-        if row is None:
-            return None
-        if terms.is_probe:
-            # The next one waits at least as long as this one may take.
-            flow.await_probe(db, destination_id, now_ms + lease_ms)
-        _begin_attempt(db, row["id"], row["attempt"], now_ms)
-        return _read(db, row, terms)
+    arguments = {"destination": destination_id, "key": key, "now": now_ms}
+    try:
+        with transaction(db):
+            terms, is_isolated = _terms(db, destination_id, now_ms)
+            if terms is not None and (terms.room is not None or is_isolated):
+                # So many only: whoever claims counts what those before have claimed.
+                lock(db, f"claims of destination {destination_id}")
+                terms, is_isolated = _terms(db, destination_id, now_ms)
+            if terms is None:
+                return None
+            if terms.is_probe:
+                candidate = _to_probe(db, arguments)
+            else:
+                candidate = _first(db, _NEXT_ISOLATED if is_isolated else _NEXT_OF_SESSION, arguments)
+            row = _lease(db, candidate, arguments, worker, now_ms + lease_ms)
+            if row is None:
+                return None
+            if terms.is_probe:
+                # The next one waits at least as long as this one may take.
+                flow.await_probe(db, destination_id, now_ms + lease_ms)
+            _begin_attempt(db, row["id"], row["attempt"], now_ms)
+            return _read(db, row, terms)
+    except sqlite3.IntegrityError as error:
+        # Where many write at once, another job of the session was leased between the look and the lease, and the index
+        # is unique. SQLite's is not: its one writer has looked, and nobody comes between.
+        if error.sqlite_errorname != "job_leased":
+            raise
+        return None
 
 
-def _first(db: sqlite3.Connection, which: str, arguments: Mapping[str, object]) -> int | None:
+def _terms(db: Database, destination_id: int, now_ms: int) -> tuple[Terms | None, bool]:
+    """And whether a job is due that must be alone."""
+    terms = flow.terms(db, destination_id, now_ms)
+    return terms, terms is not None and is_isolated_due(db, destination_id, now_ms)
+
+
+def _lease(db: Database, job_id: int | None, arguments: Mapping[str, object], worker: str, until_ms: int) -> Row | None:
+    row: Row | None = db.execute(
+        # Whether it must still be held its worker asks: no finish needs to know that it once was.
+        "update job set lease_until_ms = :until, worker = :worker, attempt = attempt + 1, attempted_ms = :now,"
+        " hold_reason = null"
+        # Once more what the candidate was chosen by: it may have been claimed, put off or adopted since.
+        " where id = :job and state = 'pending' and lease_until_ms is null and due_ms <= :now"
+        f" and destination_id = :destination and {IS_FREE.format(of='job')}"
+        # Alone, whoever is suspected of killing workers; and beside it nobody. (The plus: among what is leased, and
+        # not among all jobs of the destination.)
+        " and not exists (select 1 from job l where l.lease_until_ms is not null"
+        f"  and +l.destination_id = :destination and max(job.kills, l.kills) >= {ISOLATED_KILLS})"
+        " returning id, destination_id, turn_id, key, attempt, setbacks, failures, session_id, policy_id",
+        {**arguments, "job": job_id, "until": until_ms, "worker": worker},
+    ).fetchone()
+    return row
+
+
+def _first(db: Database, which: str, arguments: Mapping[str, object]) -> int | None:
     row = db.execute(which, arguments).fetchone()
     return None if row is None else row[0]
 
 
-def _to_probe(db: sqlite3.Connection, arguments: Mapping[str, object]) -> int | None:
+def _to_probe(db: Database, arguments: Mapping[str, object]) -> int | None:
     longest = db.execute(_LONGEST_DUE, arguments).fetchone()
     if longest is None or longest["attempted_ms"] is None:
         return longest and int(longest["id"])
     return _first(db, _NEWEST_IF_UNTRIED, arguments) or int(longest["id"])
 
 
-def is_isolated_due(db: sqlite3.Connection, destination_id: int, now_ms: int) -> bool:
+def is_isolated_due(db: Database, destination_id: int, now_ms: int) -> bool:
     """Whether anything is due that must be alone, and so keeps all else back."""
     row = db.execute(
         f"select 1 from job j where {ISOLATED_DUE} limit 1", {"destination": destination_id, "now": now_ms}
@@ -126,7 +146,7 @@ def is_isolated_due(db: sqlite3.Connection, destination_id: int, now_ms: int) ->
     return row is not None
 
 
-def _read(db: sqlite3.Connection, row: sqlite3.Row, terms: Terms) -> Claim:
+def _read(db: Database, row: Row, terms: Terms) -> Claim:
     beside = db.execute(
         "select s.name, t.name as turn, s.folder, p.facts from session s join turn t on t.id = ?"
         " left join policy p on p.id = ? where s.id = ?",
@@ -149,23 +169,23 @@ def _read(db: sqlite3.Connection, row: sqlite3.Row, terms: Terms) -> Claim:
     )
 
 
-def _begin_attempt(db: sqlite3.Connection, job_id: int, number: int, now_ms: int) -> None:
+def _begin_attempt(db: Database, job_id: int, number: int, now_ms: int) -> None:
     db.execute("insert into attempt (job_id, number, started_ms) values (?, ?, ?)", (job_id, number, now_ms))
     # By their count: claims that were held have left no attempt, and an old one must not go for their sake.
     db.execute(
-        "delete from attempt where job_id = ?1 and number not in"
-        " (select number from attempt where job_id = ?1 order by number desc limit ?2)",
-        (job_id, ATTEMPTS_KEPT),
+        "delete from attempt where job_id = :job and number not in"
+        " (select number from attempt where job_id = :job order by number desc limit :kept)",
+        {"job": job_id, "kept": ATTEMPTS_KEPT},
     )
 
 
-def acknowledged(db: sqlite3.Connection, claim: Claim) -> dict[uuid.UUID, bytes]:
+def acknowledged(db: Database, claim: Claim) -> dict[uuid.UUID, bytes]:
     """By request id, the digest of what Helicone took last of the claim's turn."""
     rows = db.execute("select request_id, digest from acknowledgement where turn_id = ?", (claim.turn_id,))
     return {uuid.UUID(bytes=row["request_id"]): row["digest"] for row in rows}
 
 
-def was_sent_otherwise(db: sqlite3.Connection, claim: Claim) -> bool:
+def was_sent_otherwise(db: Database, claim: Claim) -> bool:
     """Whether another version of the claim's turn may be at the destination."""
     row = db.execute(
         "select 1 from job where turn_id = ? and id <> ? and attempt > 0 limit 1", (claim.turn_id, claim.job_id)
@@ -173,7 +193,7 @@ def was_sent_otherwise(db: sqlite3.Connection, claim: Claim) -> bool:
     return row is not None
 
 
-def forget_acknowledged(db: sqlite3.Connection, claim: Claim) -> None:
+def forget_acknowledged(db: Database, claim: Claim) -> None:
     """leased -> leased: nothing of the turn is at the destination any more, so all of its records are posted."""
     with unflushed(db), transaction(db):
         db.execute(
@@ -183,7 +203,7 @@ def forget_acknowledged(db: sqlite3.Connection, claim: Claim) -> None:
         )
 
 
-def unacknowledged(db: sqlite3.Connection, claim: Claim, made: Sequence[Body] | None = None) -> Iterator[Body]:
+def unacknowledged(db: Database, claim: Claim, made: Sequence[Body] | None = None) -> Iterator[Body]:
     """The records of a claimed job that Helicone has not said yes to, in order, one in memory at a time.
 
     A record equal to the last acknowledged one under its request id is done already, whichever job posted it. `made`
@@ -208,7 +228,7 @@ def unacknowledged(db: sqlite3.Connection, claim: Claim, made: Sequence[Body] | 
         yield from bodies(db, claim.job_id, claim.key, lambda row: row["position"] in left)
 
 
-def is_current(db: sqlite3.Connection, claim: Claim) -> bool:
+def is_current(db: Database, claim: Claim) -> bool:
     """Whether the claim still stands: not superseded, not dropped, not taken over by another attempt."""
     row = db.execute(
         "select 1 from job where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
@@ -217,9 +237,7 @@ def is_current(db: sqlite3.Connection, claim: Claim) -> bool:
     return row is not None
 
 
-def acknowledge(
-    db: sqlite3.Connection, claim: Claim, accepted: Sequence[Accepted], *, now_ms: int, lease_ms: int
-) -> bool:
+def acknowledge(db: Database, claim: Claim, accepted: Sequence[Accepted], *, now_ms: int, lease_ms: int) -> bool:
     """Note that Helicone took these records, and renew the lease. False when the claim no longer stands.
 
     The notes themselves are not fenced: that Helicone said yes is true whoever heard it. They do not wait for the disk:
@@ -227,24 +245,34 @@ def acknowledge(
     """
     with unflushed(db), transaction(db):
         is_current = _note(db, claim, accepted, now_ms + lease_ms)
+        flow.passed(db, claim.destination_id, len(accepted))
         failpoint.reach("acknowledge.noting")
     failpoint.reach("acknowledge.committed")
     return is_current
 
 
-def _note(db: sqlite3.Connection, claim: Claim, accepted: Sequence[Accepted], lease_until_ms: int | None) -> bool:
-    passes = flow.passed(db, claim.destination_id, len(accepted))
+def _note(db: Database, claim: Claim, accepted: Sequence[Accepted], lease_until_ms: int | None) -> bool:
+    """The caller counts them, as the last thing that it does: until its commit all others wait who count there."""
     updated = db.execute(
-        "update job set lease_until_ms = coalesce(?, lease_until_ms), setbacks = 0, failures = 0, passes_seen = ?"
-        " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
-        (lease_until_ms, passes, claim.job_id, claim.attempt),
+        "update job set lease_until_ms = coalesce(:until, lease_until_ms), setbacks = 0, failures = 0,"
+        # Without what others count meanwhile: that they were accepted is news to this job.
+        " passes_seen = (select passes from destination where id = :destination) + :records"
+        " where id = :job and attempt = :attempt and state = 'pending' and lease_until_ms is not null",
+        {
+            "until": lease_until_ms,
+            "destination": claim.destination_id,
+            "records": len(accepted),
+            "job": claim.job_id,
+            "attempt": claim.attempt,
+        },
     )
     is_current = updated.rowcount == 1
     for one in accepted:
         written = db.execute(
             "insert into acknowledgement (turn_id, request_id, digest, acknowledged_ms) values (?, ?, ?, ?)"
-            " on conflict do update set digest = excluded.digest, acknowledged_ms = excluded.acknowledged_ms"
-            " where digest in (excluded.digest, ?)",
+            " on conflict (turn_id, request_id) do update"
+            " set digest = excluded.digest, acknowledged_ms = excluded.acknowledged_ms"
+            " where acknowledgement.digest in (excluded.digest, ?)",
             (claim.turn_id, one.request_id.bytes, one.digest, one.accepted_ms, one.before),
         )
         if written.rowcount == 0:
@@ -256,9 +284,7 @@ def _note(db: sqlite3.Connection, claim: Claim, accepted: Sequence[Accepted], le
     return is_current
 
 
-def finish(
-    db: sqlite3.Connection, claim: Claim, changes: str, arguments: Mapping[str, object], condition: str = "1"
-) -> bool:
+def finish(db: Database, claim: Claim, changes: str, arguments: Mapping[str, object], condition: str = "1 = 1") -> bool:
     """End a claim in the caller's transaction: the lease goes, and what becomes of the job is written.
 
     False when the claim no longer stands, or the job is not as `condition` says: another attempt has the job, or it is
@@ -277,7 +303,7 @@ def finish(
 
 
 def complete(
-    db: sqlite3.Connection,
+    db: Database,
     claim: Claim,
     now_ms: int,
     *,
@@ -311,12 +337,14 @@ def complete(
             if confirm_ms is None:
                 forget_contents(db, [claim.job_id])
             counters.bump(db, "delivered", {"": 1}, now_ms)
+        if accepted:
+            flow.passed(db, claim.destination_id, len(accepted))
         failpoint.reach("complete.finishing")
     failpoint.reach("complete.committed")
     return is_done
 
 
-def dead_letter(db: sqlite3.Connection, claim: Claim, failed: FailedAttempt) -> bool:
+def dead_letter(db: Database, claim: Claim, failed: FailedAttempt) -> bool:
     """pending, leased -> dead. Its records stay for whoever looks into it."""
     with transaction(db):
         is_done = finish(
@@ -330,30 +358,27 @@ def dead_letter(db: sqlite3.Connection, claim: Claim, failed: FailedAttempt) -> 
     return is_done
 
 
-def retry_later(
-    db: sqlite3.Connection, claim: Claim, failed: FailedAttempt, *, delay_ms: int, is_charged: bool
-) -> bool:
+def retry_later(db: Database, claim: Claim, failed: FailedAttempt, *, delay_ms: int, is_charged: bool) -> bool:
     """pending, leased -> pending, due later. `is_charged`: the failure is the job's own."""
     with transaction(db):
         return _retry_later(db, claim, failed, delay_ms, is_charged=is_charged)
 
 
-def _retry_later(
-    db: sqlite3.Connection, claim: Claim, failed: FailedAttempt, delay_ms: int, *, is_charged: bool
-) -> bool:
+def _retry_later(db: Database, claim: Claim, failed: FailedAttempt, delay_ms: int, *, is_charged: bool) -> bool:
     _end_attempt(db, claim, failed)
-    counters.failed(db, failed)
-    return finish(
+    is_done = finish(
         db,
         claim,
         "due_ms = :due, error = :error, setbacks = setbacks + 1, failures = failures + :charged,"
         " passes_seen = (select passes from destination where id = job.destination_id)",
         {"due": failed.ended_ms + delay_ms, "error": failed.error, "charged": is_charged},
     )
+    counters.failed(db, failed)
+    return is_done
 
 
 def pause(
-    db: sqlite3.Connection,
+    db: Database,
     claim: Claim,
     failed: FailedAttempt,
     *,
@@ -367,6 +392,11 @@ def pause(
     In one transaction: a job whose lease stayed would be taken for one that its worker died with.
     """
     with transaction(db):
+        if is_charged:
+            is_done = _retry_later(db, claim, failed, 0, is_charged=True)
+        else:
+            is_done = _release(db, claim, failed.ended_ms, failed)
+        # Last, as wherever a job and its destination change: who writes both must not wait in a circle.
         flow.pause(
             db,
             claim.destination_id,
@@ -376,30 +406,29 @@ def pause(
             probe_ms=failed.ended_ms + delay_ms,
             now_ms=failed.ended_ms,
         )
-        if is_charged:
-            return _retry_later(db, claim, failed, 0, is_charged=True)
-        return _release(db, claim, failed.ended_ms, failed)
+    return is_done
 
 
-def release(db: sqlite3.Connection, claim: Claim, *, due_ms: int, failed: FailedAttempt | None = None) -> bool:
+def release(db: Database, claim: Claim, *, due_ms: int, failed: FailedAttempt | None = None) -> bool:
     """pending, leased -> pending: the attempt says nothing about the job, or was none."""
     with transaction(db):
         return _release(db, claim, due_ms, failed)
 
 
-def _release(db: sqlite3.Connection, claim: Claim, due_ms: int, failed: FailedAttempt | None) -> bool:
+def _release(db: Database, claim: Claim, due_ms: int, failed: FailedAttempt | None) -> bool:
     _end_attempt(db, claim, failed or FailedAttempt(due_ms, "not tried: the worker was told to stop"))
-    if failed is not None:
-        counters.failed(db, failed)
-    return finish(
+    is_done = finish(
         db,
         claim,
         "due_ms = :due, error = coalesce(:error, error)",
         {"due": due_ms, "error": failed and failed.error},
     )
+    if failed is not None:
+        counters.failed(db, failed)
+    return is_done
 
 
-def drop(db: sqlite3.Connection, claim: Claim, reason: Literal["policy", "size"], now_ms: int) -> bool:
+def drop(db: Database, claim: Claim, reason: Literal["policy", "size"], now_ms: int) -> bool:
     """pending, leased -> dropped.
 
     `policy`: its bytes were made under a looser policy than the one in force. `size`: it gave up its bodies, and there
@@ -420,17 +449,21 @@ def drop(db: sqlite3.Connection, claim: Claim, reason: Literal["policy", "size"]
     return is_done
 
 
-def _end_attempt(db: sqlite3.Connection, claim: Claim, ended: FailedAttempt) -> None:
+def _end_attempt(db: Database, claim: Claim, ended: FailedAttempt) -> None:
     db.execute(
         "update attempt set ended_ms = ?, status = ?, error = ?, answer = ? where job_id = ? and number = ?",
         (ended.ended_ms, ended.status, ended.error, ended.answer or None, claim.job_id, claim.attempt),
     )
 
 
-def release_all(db: sqlite3.Connection, worker: str) -> int:
-    """leased by this worker -> not leased, uncharged: it was told to stop and lets everything go."""
-    updated = db.execute(
-        "update job set lease_until_ms = null, worker = null where lease_until_ms is not null and worker = ?",
+def release_all(db: Database, worker: str) -> list[int]:
+    """leased by this worker -> not leased, uncharged: it was told to stop and lets everything go.
+
+    Of each job its destination.
+    """
+    freed = db.execute(
+        "update job set lease_until_ms = null, worker = null where lease_until_ms is not null and worker = ?"
+        " returning destination_id",
         (worker,),
-    )
-    return updated.rowcount
+    ).fetchall()
+    return [row["destination_id"] for row in freed]

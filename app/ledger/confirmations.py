@@ -11,12 +11,11 @@ turn comes next.
 
 from __future__ import annotations
 
-import sqlite3
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from app.database.connection import transaction
+from app.database.connection import Database, Row, transaction
 from app.ledger import counters, limits, record_identity
 from app.ledger.destinations import IN_ROOM
 from app.ledger.job import BATCH
@@ -61,11 +60,20 @@ _DUE = (
     "  (select a.request_id from acknowledgement a where a.turn_id = j.turn_id"
     "   order by a.acknowledged_ms desc, a.request_id limit 1)) as request_id"
     " from job j where j.destination_id = :destination"
-    " and j.confirm_ms is not null and (j.confirm_ms <= :now or j.confirm_ms > :latest)) where request_id is not null"
+    " and j.confirm_ms is not null and (j.confirm_ms <= :now or j.confirm_ms > :latest)) due"
+    " where request_id is not null"
 )
 
 
-def due_for_confirmation(db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int) -> list[Unconfirmed]:
+def next_confirmation_ms(db: Database, destination_id: int) -> int | None:
+    """When the next delivered job is to be read back, None when none is."""
+    row = db.execute(
+        "select min(confirm_ms) from job where destination_id = ? and confirm_ms is not null", (destination_id,)
+    ).fetchone()
+    return None if row[0] is None else int(row[0])
+
+
+def due_for_confirmation(db: Database, destination_id: int, now_ms: int, limit: int) -> list[Unconfirmed]:
     """The one whose time has come last, and then those that wait for the longest time.
 
     The last one first, because it is found as soon as anything is stored and shown again, however many wait before it.
@@ -81,7 +89,7 @@ def due_for_confirmation(db: sqlite3.Connection, destination_id: int, now_ms: in
     return [_unconfirmed(row, identities.get(row["id"], ())) for row in due]
 
 
-def _unconfirmed(row: sqlite3.Row, identities: Iterable[RecordIdentity]) -> Unconfirmed:
+def _unconfirmed(row: Row, identities: Iterable[RecordIdentity]) -> Unconfirmed:
     request_id = uuid.UUID(bytes=row["request_id"])
     return Unconfirmed(
         job_id=row["id"],
@@ -96,7 +104,7 @@ def _unconfirmed(row: sqlite3.Row, identities: Iterable[RecordIdentity]) -> Unco
     )
 
 
-def confirmed(db: sqlite3.Connection, due: Unconfirmed, now_ms: int, *, has_body: bool) -> bool:
+def confirmed(db: Database, due: Unconfirmed, now_ms: int, *, has_body: bool) -> bool:
     """delivered, to be confirmed -> delivered: it is there, and its bodies go. Without its body there, it is marked.
 
     Whoever brings a marked turn again, as a newer version or because somebody asks, sends all of it.
@@ -115,13 +123,13 @@ def confirmed(db: sqlite3.Connection, due: Unconfirmed, now_ms: int, *, has_body
     return changed
 
 
-def not_found_yet(db: sqlite3.Connection, due: Unconfirmed, confirm_ms: int) -> bool:
+def not_found_yet(db: Database, due: Unconfirmed, confirm_ms: int) -> bool:
     """delivered, to be confirmed -> the same, to be looked for again at `confirm_ms`."""
     with transaction(db):
         return _update(db, due, "confirm_ms = :confirm", {"confirm": confirm_ms})
 
 
-def send_again(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
+def send_again(db: Database, due: Unconfirmed, now_ms: int) -> bool:
     """delivered, to be confirmed -> pending, due now: the same records under the same request ids.
 
     False when its records are gone, as they may be since it was read: given up for want of room, and looked for again.
@@ -141,7 +149,7 @@ def send_again(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
     return changed
 
 
-def dead_letter_unstored(db: sqlite3.Connection, due: Unconfirmed, now_ms: int, error: str) -> bool:
+def dead_letter_unstored(db: Database, due: Unconfirmed, now_ms: int, error: str) -> bool:
     """delivered, to be confirmed -> dead. Its records stay, to be sent again once the other side is mended.
 
     False when its records are gone, as of `send_again`.
@@ -161,7 +169,7 @@ def dead_letter_unstored(db: sqlite3.Connection, due: Unconfirmed, now_ms: int, 
 
 
 def _update(
-    db: sqlite3.Connection, due: Unconfirmed, changes: str, arguments: dict[str, object], *, condition: str = "1"
+    db: Database, due: Unconfirmed, changes: str, arguments: dict[str, object], *, condition: str = "1 = 1"
 ) -> bool:
     updated = db.execute(
         f"update job set {changes} where id = :job and attempt = :attempt and state = 'delivered'"
@@ -171,7 +179,7 @@ def _update(
     return updated.rowcount == 1
 
 
-def _disbelieve(db: sqlite3.Connection, due: Unconfirmed) -> None:
+def _disbelieve(db: Database, due: Unconfirmed) -> None:
     db.execute(
         "delete from acknowledgement where turn_id = ? and request_id in"
         " (select request_id from record where job_id = ?)",
@@ -179,7 +187,7 @@ def _disbelieve(db: sqlite3.Connection, due: Unconfirmed) -> None:
     )
 
 
-def look_back(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int:
+def look_back(db: Database, destination_id: int, now_ms: int) -> int:
     """delivered -> delivered, to be confirmed now: what was never looked for, since bodies were last seen.
 
     When bodies are found missing, those of others may be missing as well. They are not held any more, and their
@@ -189,9 +197,10 @@ def look_back(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int:
         "update job set confirm_ms = :now where id in (select j.id from job j where j.destination_id = :destination"
         " and j.state = 'delivered' and j.confirm_ms is null and j.confirmed_ms is null"
         " and j.finished_ms > (select coalesce(max(c.finished_ms), 0) from job c where c.destination_id = :destination"
-        "  and c.state = 'delivered' and c.confirmed_ms is not null and not c.body_not_stored)"
+        "  and c.state = 'delivered' and c.confirmed_ms is not null and c.body_not_stored = 0)"
         " and exists (select 1 from acknowledgement a where a.turn_id = j.turn_id)"
-        " order by j.finished_ms desc limit :limit) and state = 'delivered' and confirm_ms is null",
+        " order by j.finished_ms desc limit :limit)"
+        " and state = 'delivered' and confirm_ms is null and confirmed_ms is null",
         {"now": now_ms, "destination": destination_id, "limit": BATCH},
     ).rowcount
 
@@ -200,7 +209,7 @@ def look_back(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int:
 
 
 def give_up_confirmations(
-    db: sqlite3.Connection,
+    db: Database,
     now_ms: int,
     *,
     bytes_max: int,
@@ -227,14 +236,14 @@ def give_up_confirmations(
     while batch := _give_up(
         db,
         "id in (select id from (select id, sum(body_bytes) over (order by finished_ms, id) - body_bytes as older"
-        f" from job j where {waits}) where older < :excess)",
+        f" from job j where {waits}) held where older < :excess)",
         {"excess": _held_bytes(db, room) - bytes_max, "room": room},
     ):
         given_up += batch
     return given_up
 
 
-def give_up_confirmation(db: sqlite3.Connection, destination_id: int, due: Unconfirmed | None = None) -> int:
+def give_up_confirmation(db: Database, destination_id: int, due: Unconfirmed | None = None) -> int:
     """delivered, to be confirmed -> delivered, counted for status: one job of which nothing is left to send again.
 
     Or all of a destination at which nobody will read back. Returns the number of jobs.
@@ -250,7 +259,7 @@ def give_up_confirmation(db: sqlite3.Connection, destination_id: int, due: Uncon
     return given_up
 
 
-def forget_session(db: sqlite3.Connection, destination_id: int, session: str) -> None:
+def forget_session(db: Database, destination_id: int, session: str) -> None:
     """delivered, to be confirmed -> delivered: the session was deleted in OpenCode, so nothing is sent again."""
     with transaction(db):
         rows = db.execute(
@@ -262,12 +271,12 @@ def forget_session(db: sqlite3.Connection, destination_id: int, session: str) ->
         forget_contents(db, [row["id"] for row in rows])
 
 
-def _held_bytes(db: sqlite3.Connection, room: int | None) -> int:
+def _held_bytes(db: Database, room: int | None) -> int:
     sums = f"select coalesce(sum(body_bytes), 0) from tally where destination_id in {IN_ROOM}"
     return int(db.execute(sums, {"room": room}).fetchone()[0])
 
 
-def _give_up(db: sqlite3.Connection, condition: str, arguments: dict[str, object]) -> int:
+def _give_up(db: Database, condition: str, arguments: dict[str, object]) -> int:
     """At most BATCH of those that wait to be confirmed, oldest first."""
     wanted = f"select id from job where confirm_ms is not null and {condition} order by finished_ms, id limit {BATCH}"
     # Most of the time there is nothing to be given up, and no reason to lock the ledger.
@@ -282,7 +291,7 @@ def _give_up(db: sqlite3.Connection, condition: str, arguments: dict[str, object
         forget_contents(db, [row["id"] for row in rows])
         db.executemany(
             "insert into confirmation (destination_id, given_up) values (?, 1)"
-            " on conflict do update set given_up = given_up + 1",
+            " on conflict (destination_id) do update set given_up = confirmation.given_up + 1",
             [(row["destination_id"],) for row in rows],
         )
     return len(rows)

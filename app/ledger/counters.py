@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from app.database.connection import Database
 from app.ledger.fingerprint import kind_of_error
 from app.ledger.job import FailedAttempt
 
@@ -23,22 +23,23 @@ class Counter:
     count: int
 
 
-def bump(db: sqlite3.Connection, kind: Kind, counts: Mapping[str, int], now_ms: int) -> None:
+def bump(db: Database, kind: Kind, counts: Mapping[str, int], now_ms: int) -> None:
     """Count these, by their names, for the day that it is here."""
     db.executemany(
         "insert into counter (day, kind, name, count) values (date(? / 1000, 'unixepoch', 'localtime'), ?, ?, ?)"
-        " on conflict do update set count = count + excluded.count",
-        [(now_ms, kind, name, count) for name, count in counts.items() if count],
+        " on conflict (day, kind, name) do update set count = counter.count + excluded.count",
+        # In one order, so that of two that count the same the second waits for the first.
+        [(now_ms, kind, name, count) for name, count in sorted(counts.items()) if count],
     )
 
 
-def failed(db: sqlite3.Connection, attempt: FailedAttempt) -> None:
+def failed(db: Database, attempt: FailedAttempt) -> None:
     """Count an attempt that did not end well: by its status, or by what came in place of an answer."""
     what = kind_of_error(attempt.error).text.partition(":")[0] if attempt.status is None else str(attempt.status)
     bump(db, "failed", {what: 1}, attempt.ended_ms)
 
 
-def counters(db: sqlite3.Connection, since_ms: int) -> list[Counter]:
+def counters(db: Database, since_ms: int) -> list[Counter]:
     """What was counted since, that day included; the most frequent first."""
     rows = db.execute(
         "select kind, name, sum(count) as count from counter where day >= date(? / 1000, 'unixepoch', 'localtime')"
@@ -58,7 +59,7 @@ class Day:
     redacted: int
 
 
-def days(db: sqlite3.Connection, since_ms: int) -> list[Day]:
+def days(db: Database, since_ms: int) -> list[Day]:
     """The days since, that one included, on which anything was counted; the earliest first."""
     rows = db.execute(
         "select day, coalesce(sum(count) filter (where kind = 'delivered'), 0) as delivered,"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from app.database.connection import Database
 from app.ledger.claims import ISOLATED_KILLS
 
 
@@ -26,7 +26,7 @@ class Counts:
     body_bytes: int
 
 
-def counts(db: sqlite3.Connection, destination_id: int | None = None) -> Counts:
+def counts(db: Database, destination_id: int | None = None) -> Counts:
     """Counts of one destination, or of all."""
     arguments = {"destination": destination_id}
     jobs = dict.fromkeys(("pending", "delivered", "dead", "superseded", "dropped"), 0)
@@ -61,7 +61,7 @@ class Conditions:
     """Suspected of killing workers: tried alone."""
 
 
-def conditions(db: sqlite3.Connection, destination_id: int, now_ms: int) -> Conditions:
+def conditions(db: Database, destination_id: int, now_ms: int) -> Conditions:
     row = db.execute(
         "select (select count(*) from (select 1 from job where destination_id = :destination and state = 'pending'"
         "  and due_ms > :now limit :most)) as in_backoff, (select count(*) from job where destination_id = :destination"
@@ -71,7 +71,7 @@ def conditions(db: sqlite3.Connection, destination_id: int, now_ms: int) -> Cond
     return Conditions(**dict(row))
 
 
-def errors(db: sqlite3.Connection, destination_id: int, limit: int = 5) -> list[tuple[str, str, int]]:
+def errors(db: Database, destination_id: int, limit: int = 5) -> list[tuple[str, str, int]]:
     """(state, error, jobs) of what is dead or waits after a failure, most frequent first."""
     rows = db.execute(
         "select state, reason as error, sum(jobs) as jobs from tally where destination_id = ? and reason <> ''"
@@ -81,18 +81,18 @@ def errors(db: sqlite3.Connection, destination_id: int, limit: int = 5) -> list[
     return [(row["state"], row["error"], row["jobs"]) for row in rows]
 
 
-def latest_ms(db: sqlite3.Connection) -> int:
+def latest_ms(db: Database) -> int:
     """The latest time at which anything happened to a job, 0 when nothing ever did."""
     row = db.execute("select max(max(enqueued_ms, coalesce(attempted_ms, 0), coalesce(finished_ms, 0))) from job")
     return int(row.fetchone()[0] or 0)
 
 
-def pending_keys(db: sqlite3.Connection) -> set[str]:
+def pending_keys(db: Database) -> set[str]:
     """Pending keys of all destinations; also of a ledger that was removed or replaced while it is open."""
     return {row["key"] for row in db.cursor().execute("select key from job where state = 'pending'")}
 
 
-def is_pending(db: sqlite3.Connection, destination_id: int) -> bool:
+def is_pending(db: Database, destination_id: int) -> bool:
     """Whether anything waits, however long it will have to."""
     row = db.execute(
         "select 1 from tally where destination_id = ? and state = 'pending' limit 1", (destination_id,)
@@ -100,7 +100,7 @@ def is_pending(db: sqlite3.Connection, destination_id: int) -> bool:
     return row is not None
 
 
-def is_history(db: sqlite3.Connection, destination_id: int, key: str) -> bool:
+def is_history(db: Database, destination_id: int, key: str) -> bool:
     """Whether the job goes after what is live."""
     row = db.execute(
         "select is_history from job where destination_id = ? and key = ?", (destination_id, key)
@@ -108,7 +108,7 @@ def is_history(db: sqlite3.Connection, destination_id: int, key: str) -> bool:
     return row is not None and bool(row["is_history"])
 
 
-def sendable(db: sqlite3.Connection, destination_id: int, now_ms: int) -> bool:
+def sendable(db: Database, destination_id: int, now_ms: int) -> bool:
     """Whether a worker has something to do now or soon: a pending job, not held, at a destination not paused."""
     row = db.execute(
         "select 1 from tally j join destination d on d.id = j.destination_id where j.destination_id = ?"

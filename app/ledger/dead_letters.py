@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from app.database.connection import transaction
+from app.database.connection import Database, Row, transaction
 from app.ledger import counters, incidents
 from app.ledger.fingerprint import ErrorKind, kind_of_error
 from app.ledger.job import BATCH
@@ -82,7 +81,7 @@ _CHOSEN = (
 )
 
 
-def _bound(db: sqlite3.Connection, choice: Choice) -> dict[str, object]:
+def _bound(db: Database, choice: Choice) -> dict[str, object]:
     """The arguments of _CHOSEN. A fingerprint stands for the errors that have it."""
     errors = None
     if choice.fingerprint is not None:
@@ -96,14 +95,14 @@ def _bound(db: sqlite3.Connection, choice: Choice) -> dict[str, object]:
     }
 
 
-def dead_groups(db: sqlite3.Connection, choice: Choice = EVERY_LETTER) -> list[Group]:
+def dead_groups(db: Database, choice: Choice = EVERY_LETTER) -> list[Group]:
     """Groups of dead letters by the fingerprint of their error, the most frequent first."""
     of_error = (
         "from job where state = 'dead' and destination_id = t.destination_id and counted_as = t.reason"
         " and finished_ms >= :since and (:keys is null or key in (select value from json_each(:keys)))"
     )
     rows = db.execute(
-        f"select reason, iif(:since or :keys is not null, (select count(*) {of_error}), jobs) as jobs,"
+        f"select reason, iif(:since > 0 or :keys is not null, (select count(*) {of_error}), jobs) as jobs,"
         f" (select max(finished_ms) {of_error}) as last_ms from (select destination_id, reason, sum(jobs) as jobs"
         "  from tally where state = 'dead' and (:destination is null or destination_id = :destination)"
         "  and (:errors is null or reason in (select value from json_each(:errors))) group by 1, 2) t",
@@ -119,7 +118,7 @@ def dead_groups(db: sqlite3.Connection, choice: Choice = EVERY_LETTER) -> list[G
     return [Group(kind.fingerprint, kind.text, number, last_ms[kind]) for kind, number in jobs.most_common()]
 
 
-def dropped_groups(db: sqlite3.Connection, since_ms: int = 0) -> list[Group]:
+def dropped_groups(db: Database, since_ms: int = 0) -> list[Group]:
     """Groups of dropped jobs by reason, the most frequent first."""
     rows = db.execute(
         "select drop_reason, count(*) as jobs, max(finished_ms) as last_ms from job"
@@ -140,7 +139,7 @@ _LETTER = (
 _OF_STATE = {"dead": "job.state = 'dead'", "dropped": "job.state = 'dropped'"}
 
 
-def dead_letters(db: sqlite3.Connection, choice: Choice = EVERY_LETTER, limit: int = BATCH) -> list[Letter]:
+def dead_letters(db: Database, choice: Choice = EVERY_LETTER, limit: int = BATCH) -> list[Letter]:
     """The latest first."""
     rows = db.execute(
         f"{_LETTER} where job.id in (select id from job where {_CHOSEN} order by finished_ms desc, id desc"
@@ -150,7 +149,7 @@ def dead_letters(db: sqlite3.Connection, choice: Choice = EVERY_LETTER, limit: i
     return [_read(row) for row in rows]
 
 
-def dropped_letters(db: sqlite3.Connection, since_ms: int = 0, limit: int = BATCH) -> list[Letter]:
+def dropped_letters(db: Database, since_ms: int = 0, limit: int = BATCH) -> list[Letter]:
     """The latest first."""
     rows = db.execute(
         f"{_LETTER} where job.id in (select id from job where state = 'dropped' and finished_ms >= ?"
@@ -160,14 +159,14 @@ def dropped_letters(db: sqlite3.Connection, since_ms: int = 0, limit: int = BATC
     return [_read(row) for row in rows]
 
 
-def dead_keys(db: sqlite3.Connection, choice: Choice) -> list[str]:
+def dead_keys(db: Database, choice: Choice) -> list[str]:
     """Keys of dead letters, to be retried or purged in batches: what dies meanwhile is not among them."""
     return [
         row[0] for row in db.execute(f"select distinct key from job where {_CHOSEN} order by key", _bound(db, choice))
     ]
 
 
-def letters_of(db: sqlite3.Connection, prefix: str, state: Literal["dead", "dropped"], limit: int = 10) -> list[Letter]:
+def letters_of(db: Database, prefix: str, state: Literal["dead", "dropped"], limit: int = 10) -> list[Letter]:
     """Letters whose key begins so. One key may be dead at several destinations."""
     rows = db.execute(
         f"{_LETTER} where {_OF_STATE[state]} and substr(job.key, 1, ?) = ? order by job.key, job.id limit ?",
@@ -177,7 +176,7 @@ def letters_of(db: sqlite3.Connection, prefix: str, state: Literal["dead", "drop
 
 
 def letters_of_session(
-    db: sqlite3.Connection, session: str, state: Literal["dead", "dropped"], limit: int = BATCH
+    db: Database, session: str, state: Literal["dead", "dropped"], limit: int = BATCH
 ) -> list[Letter]:
     """Letters of one session of OpenCode, by its whole id; in the order in which they were queued."""
     rows = db.execute(
@@ -187,7 +186,7 @@ def letters_of_session(
     return [_read(row) for row in rows]
 
 
-def _read(row: sqlite3.Row) -> Letter:
+def _read(row: Row) -> Letter:
     is_dead = row["state"] == "dead"
     return Letter(
         job_id=row["id"],
@@ -206,7 +205,7 @@ def _read(row: sqlite3.Row) -> Letter:
     )
 
 
-def attempts(db: sqlite3.Connection, job_id: int) -> list[Attempt]:
+def attempts(db: Database, job_id: int) -> list[Attempt]:
     """The last few, in order."""
     rows = db.execute("select * from attempt where job_id = ? order by number", (job_id,))
     return [
@@ -215,7 +214,7 @@ def attempts(db: sqlite3.Connection, job_id: int) -> list[Attempt]:
     ]
 
 
-def retry_dead(db: sqlite3.Connection, choice: Choice, now_ms: int) -> list[tuple[int, str]]:
+def retry_dead(db: Database, choice: Choice, now_ms: int) -> list[tuple[int, str]]:
     """dead -> pending, due now and as if it were new; (destination, key) of each, to be woken.
 
     No newer version can be in the way: it would have superseded the dead one. Its age counts from now on. What was
@@ -227,18 +226,20 @@ def retry_dead(db: sqlite3.Connection, choice: Choice, now_ms: int) -> list[tupl
         arguments["jobs"] = json.dumps(ids)
         db.execute(
             "delete from acknowledgement where (turn_id, request_id) in (select j.turn_id, r.request_id from job j"
-            " join record r on r.job_id = j.id where j.id in (select value from json_each(:jobs)) and j.resends > 0)",
+            " join record r on r.job_id = j.id where j.id in (select cast(value as bigint) from json_each(:jobs))"
+            " and j.resends > 0)",
             arguments,
         )
         rows = db.execute(
             f"update job set state = 'pending', due_ms = :now, finished_ms = null, enqueued_ms = :now, {AS_NEW}"
-            " where id in (select value from json_each(:jobs)) and state = 'dead' returning destination_id, key",
+            " where id in (select cast(value as bigint) from json_each(:jobs)) and state = 'dead'"
+            " returning destination_id, key",
             arguments,
         ).fetchall()
     return [(row["destination_id"], row["key"]) for row in rows]
 
 
-def purge_dead(db: sqlite3.Connection, choice: Choice, now_ms: int) -> int:
+def purge_dead(db: Database, choice: Choice, now_ms: int) -> int:
     """dead -> dropped (purged): bodies and attempts go, the key stays known."""
     with transaction(db):
         rows = db.execute(

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+
+from app.database.connection import Database, Row
 
 STARTING_MS = 20_000
 """A turn that ended so short before its folder or destination was first seen counts as later: the hook was starting.
@@ -49,7 +50,7 @@ class Destination:
     """Turns that ended before are for a person to bring; 0 of Helicone, which has them from its folder's first day."""
 
 
-def fingerprint(db: sqlite3.Connection, secret: str) -> str:
+def fingerprint(db: Database, secret: str) -> str:
     """A short salted hash: equal for equal secrets within this ledger, worthless elsewhere. '' for ''."""
     if not secret:
         return ""
@@ -57,9 +58,7 @@ def fingerprint(db: sqlite3.Connection, secret: str) -> str:
     return hashlib.sha256(f"{salt}\0{secret}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def destination(
-    db: sqlite3.Connection, endpoint: str, key_fingerprint: str, now_ms: int, kind: str = HELICONE
-) -> Destination:
+def destination(db: Database, endpoint: str, key_fingerprint: str, now_ms: int, kind: str = HELICONE) -> Destination:
     """The destination's row, made when it is new. The fingerprint of any other kind than Helicone is of that, too."""
     row = _destination(db, endpoint, key_fingerprint)
     if row is None:
@@ -73,29 +72,29 @@ def destination(
     return row
 
 
-def _destination(db: sqlite3.Connection, endpoint: str, key_fingerprint: str) -> Destination | None:
+def _destination(db: Database, endpoint: str, key_fingerprint: str) -> Destination | None:
     row = db.execute(
         "select * from destination where endpoint = ? and key_fingerprint = ?", (endpoint, key_fingerprint)
     ).fetchone()
     return None if row is None else _read_destination(row)
 
 
-def is_used(db: sqlite3.Connection, destination_id: int) -> bool:
+def is_used(db: Database, destination_id: int) -> bool:
     """Whether a session was ever captured for it."""
     return (
         db.execute("select 1 from session where destination_id = ? limit 1", (destination_id,)).fetchone() is not None
     )
 
 
-def by_id(db: sqlite3.Connection, destination_id: int) -> Destination:
+def by_id(db: Database, destination_id: int) -> Destination:
     return _read_destination(db.execute("select * from destination where id = ?", (destination_id,)).fetchone())
 
 
-def destinations(db: sqlite3.Connection) -> list[Destination]:
+def destinations(db: Database) -> list[Destination]:
     return [_read_destination(row) for row in db.execute("select * from destination order by id")]
 
 
-def _read_destination(row: sqlite3.Row) -> Destination:
+def _read_destination(row: Row) -> Destination:
     return Destination(
         id=row["id"],
         endpoint=row["endpoint"],
@@ -116,16 +115,19 @@ def _read_destination(row: sqlite3.Row) -> Destination:
     )
 
 
-def note_name(db: sqlite3.Connection, destination_id: int, name: str) -> None:
+def note_name(db: Database, destination_id: int, name: str) -> None:
     """By this name settings mean this destination, and no other one."""
-    others = db.execute("select 1 from destination where (name = ?1) <> (id = ?2) limit 1", (name, destination_id))
+    others = db.execute(
+        "select 1 from destination where (name = :name) <> (id = :id) limit 1", {"name": name, "id": destination_id}
+    )
     if others.fetchone() is not None:  # else the write lock would be taken for nothing
         db.execute(
-            "update destination set name = iif(id = ?2, ?1, '') where name = ?1 or id = ?2", (name, destination_id)
+            "update destination set name = iif(id = :id, :name, '') where name = :name or id = :id",
+            {"name": name, "id": destination_id},
         )
 
 
-def keep_names(db: sqlite3.Connection, names: Collection[str]) -> None:
+def keep_names(db: Database, names: Collection[str]) -> None:
     """No setting has any other name."""
     if all(one.name in {"", *names} for one in destinations(db)):
         return  # else the write lock would be taken for nothing
@@ -140,11 +142,11 @@ def own_room(one: Destination) -> int | None:
     return None if one.kind == HELICONE else one.id
 
 
-def remember_route(db: sqlite3.Connection, destination_id: int, route: str) -> None:
+def remember_route(db: Database, destination_id: int, route: str) -> None:
     db.execute("update destination set route = ? where id = ? and route is not ?", (route, destination_id, route))
 
 
-def remember_delivery_options(db: sqlite3.Connection, destination_id: int, options: Mapping[str, object]) -> None:
+def remember_delivery_options(db: Database, destination_id: int, options: Mapping[str, object]) -> None:
     text = json.dumps(options, sort_keys=True)
     db.execute(
         "update destination set delivery_options = ? where id = ? and delivery_options <> ?",
@@ -152,7 +154,7 @@ def remember_delivery_options(db: sqlite3.Connection, destination_id: int, optio
     )
 
 
-def want_worker(db: sqlite3.Connection, destination_id: int, worker: str) -> None:
+def want_worker(db: Database, destination_id: int, worker: str) -> None:
     """Say which worker (version and settings) should serve this destination; one that differs ends by itself."""
     db.execute(
         "update destination set worker_wanted = ? where id = ? and worker_wanted <> ?",
@@ -160,7 +162,7 @@ def want_worker(db: sqlite3.Connection, destination_id: int, worker: str) -> Non
     )
 
 
-def rotated(db: sqlite3.Connection, ours: Destination) -> list[tuple[int, str]]:
+def rotated(db: Database, ours: Destination) -> list[tuple[int, str]]:
     """(destination, folder) of what waits for a key that is refused and that its folder has replaced by ours.
 
     Only the folder tells: what was captured in another one may be meant for somebody else's Helicone.

@@ -10,11 +10,10 @@ A job whose bundle is missing and that still counts bytes is another thing: it i
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from app.database.connection import transaction
+from app.database.connection import Database, lock_rows, transaction
 from app.ledger import limits, record_identity
 from app.ledger.claims import is_current
 from app.ledger.destinations import IN_ROOM
@@ -25,7 +24,7 @@ from app.ledger.versions import write_records
 _RELIED_ON = "store"
 _SEVERAL = ""
 # The plus, here and below: by the index of what has bodies, not among all that is pending.
-HELD = "j.body_bytes > 0 and +j.state in ('pending', 'dead') and not j.is_recall"
+HELD = "j.body_bytes > 0 and +j.state in ('pending', 'dead') and j.is_recall = 0"
 OF_ROOM = f"+j.destination_id in {IN_ROOM}"
 _WITHOUT = "j.state = 'pending' and j.body_bytes = 0 and exists (select 1 from record r where r.job_id = j.id)"
 
@@ -53,32 +52,32 @@ class Evicted:
     turns: tuple[str, ...]
 
 
-def held_bytes(db: sqlite3.Connection, room: int | None = None) -> int:
+def held_bytes(db: Database, room: int | None = None) -> int:
     """Bytes of all bodies not delivered, compressed; but not of recalls, for which nothing else is to make room.
 
     `room`, here and below: of which destinations; see `destinations.IN_ROOM`.
     """
     row = db.execute(
-        "select coalesce(sum(body_bytes), 0) from tally where state in ('pending', 'dead') and not is_recall"
+        "select coalesce(sum(body_bytes), 0) from tally where state in ('pending', 'dead') and is_recall = 0"
         f" and destination_id in {IN_ROOM}",
         {"room": room},
     ).fetchone()
     return int(row[0])
 
 
-def counted_bytes(db: sqlite3.Connection, room: int | None = None) -> int:
+def counted_bytes(db: Database, room: int | None = None) -> int:
     """The same, counted job by job."""
     row = db.execute(f"select coalesce(sum(body_bytes), 0) from job j where {HELD} and {OF_ROOM}", {"room": room})
     return int(row.fetchone()[0])
 
 
-def excess_of_folders(db: sqlite3.Connection, bytes_max: Limits, room: int | None = None) -> dict[str, int]:
+def excess_of_folders(db: Database, bytes_max: Limits, room: int | None = None) -> dict[str, int]:
     """Excess of each folder that holds more than its own limit; counted as by `held_bytes`."""
     return limits.excess(db, bytes_max, f"{HELD} and {OF_ROOM}", room)
 
 
 def candidates(
-    db: sqlite3.Connection,
+    db: Database,
     after: Candidate | None,
     folders: Collection[str] | None = None,
     limit: int = BATCH,
@@ -105,34 +104,34 @@ def candidates(
     return [Candidate(*row) for row in rows]
 
 
-def give_up_bodies(db: sqlite3.Connection, job_ids: Sequence[int], store: str) -> int:
+def give_up_bodies(db: Database, job_ids: Sequence[int], store: str) -> int:
     """pending or dead, not leased -> the same, without bodies. `store` names where their turns are, as a fingerprint.
 
     Returns the number of jobs.
     """
     with transaction(db):
         rows = db.execute(
-            "update job set body_bytes = 0 where id in (select value from json_each(?))"
-            " and +state in ('pending', 'dead') and lease_until_ms is null and body_bytes > 0 and not is_recall"
+            "update job set body_bytes = 0 where id in (select cast(value as bigint) from json_each(?))"
+            " and +state in ('pending', 'dead') and lease_until_ms is null and body_bytes > 0 and is_recall = 0"
             " and exists (select 1 from bundle b where b.job_id = job.id) returning id",
             (json.dumps(list(job_ids)),),
         ).fetchall()
         db.executemany("delete from bundle where job_id = ?", [(row["id"],) for row in rows])
         db.execute(
             "insert into meta (name, value) values (?, ?)"
-            " on conflict (name) do update set value = iif(value = excluded.value, value, ?)",
+            " on conflict (name) do update set value = iif(meta.value = excluded.value, meta.value, ?)",
             (_RELIED_ON, store, _SEVERAL),
         )
     return len(rows)
 
 
-def relies_on(db: sqlite3.Connection, store: str) -> bool:
+def relies_on(db: Database, store: str) -> bool:
     """Whether all bodies were given up because of this store, so that what it lacks is nowhere."""
     row = db.execute("select value from meta where name = ?", (_RELIED_ON,)).fetchone()
     return row is not None and row["value"] == store
 
 
-def is_evicted(db: sqlite3.Connection, claim: Claim) -> bool:
+def is_evicted(db: Database, claim: Claim) -> bool:
     """Whether the job's bodies were given up, and some of them must be posted."""
     row = db.execute(
         "select 1 from job where id = ? and body_bytes = 0 and exists (select 1 from record r where r.job_id = job.id"
@@ -154,12 +153,14 @@ class Recaptured:
     """As `Version.known_marks`."""
 
 
-def take_recaptured(db: sqlite3.Connection, claim: Claim, made: Recaptured) -> bool:
+def take_recaptured(db: Database, claim: Claim, made: Recaptured) -> bool:
     """Whether the claimed job may post these: the bodies that it had, or from now on has these in their place.
 
     False too when the claim no longer stands.
     """
     with transaction(db):
+        # Or a newer version takes its place, and its records away, while these are written.
+        lock_rows(db, "select 1 from job where id = ?", (claim.job_id,))
         if _are_those(db, claim.job_id, made):
             return True
         if not (is_current(db, claim) and is_evicted(db, claim)):
@@ -177,7 +178,7 @@ def take_recaptured(db: sqlite3.Connection, claim: Claim, made: Recaptured) -> b
     return True
 
 
-def may_refill(db: sqlite3.Connection, destination_id: int, made: Recaptured) -> bool:
+def may_refill(db: Database, destination_id: int, made: Recaptured) -> bool:
     """Whether the hook of its project may fill the job of their key with these bodies; also where there is no such job.
 
     What was taken out of a job from before that was kept, its own project's hook knows as well as anybody.
@@ -192,12 +193,12 @@ def may_refill(db: sqlite3.Connection, destination_id: int, made: Recaptured) ->
     return _may_differ(db, job["id"], made)
 
 
-def _are_those(db: sqlite3.Connection, job_id: int, made: Recaptured) -> bool:
+def _are_those(db: Database, job_id: int, made: Recaptured) -> bool:
     wanted = [(one.request_id, one.digest) for one in kept(db, job_id)]
     return wanted == [(body.request_id, body.digest) for body in made.bodies]
 
 
-def _may_differ(db: sqlite3.Connection, job_id: int, made: Recaptured) -> bool:
+def _may_differ(db: Database, job_id: int, made: Recaptured) -> bool:
     """Whether bytes that are not those of then hold no secret that was known then, and nobody was sent any of those.
 
     The rules are today's, as for all that is captured now; but whoever makes it again must know each secret that was
@@ -208,7 +209,7 @@ def _may_differ(db: sqlite3.Connection, job_id: int, made: Recaptured) -> bool:
     return is_as_strict and not _was_posted(db, job_id)
 
 
-def _was_posted(db: sqlite3.Connection, job_id: int) -> bool:
+def _was_posted(db: Database, job_id: int) -> bool:
     """Whether any record of the job may have reached anybody. An attempt that did not connect reached nobody."""
     row = db.execute(
         "select 1 from job j where j.id = ? and (j.kills > 0 or exists (select 1 from record r join acknowledgement a"
@@ -221,7 +222,7 @@ def _was_posted(db: sqlite3.Connection, job_id: int) -> bool:
     return row is not None
 
 
-def evicted(db: sqlite3.Connection, destination_id: int, folders: Sequence[str]) -> list[Evicted]:
+def evicted(db: Database, destination_id: int, folders: Sequence[str]) -> list[Evicted]:
     """Evicted turns that wait, held, for the hook of one of these folders; the oldest first, at most BATCH sessions."""
     rows = db.execute(
         "select s.name, s.folder, coalesce(p.facts, '') as policy, json_group_array(t.name) as turns"
@@ -234,9 +235,9 @@ def evicted(db: sqlite3.Connection, destination_id: int, folders: Sequence[str])
     return [Evicted(row["name"], row["folder"], row["policy"], tuple(sorted(json.loads(row["turns"])))) for row in rows]
 
 
-def without_bodies(db: sqlite3.Connection, destination_id: int) -> int:
+def without_bodies(db: Database, destination_id: int) -> int:
     """Jobs that wait without their bodies."""
     row = db.execute(
-        "select coalesce(sum(jobs), 0) from tally where destination_id = ? and is_evicted", (destination_id,)
+        "select coalesce(sum(jobs), 0) from tally where destination_id = ? and is_evicted = 1", (destination_id,)
     ).fetchone()
     return int(row[0])

@@ -8,9 +8,10 @@ probe is due. After a pause one job is in flight at first, then two, four, eight
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from app.database.connection import Database
 
 Paused: TypeAlias = Literal["down", "refused"]
 Peers: TypeAlias = Literal["succeed", "fail", "none"]
@@ -29,7 +30,7 @@ class Terms:
     """How many jobs may be claimed; None: as many as there are threads."""
 
 
-def terms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> Terms | None:
+def terms(db: Database, destination_id: int, now_ms: int) -> Terms | None:
     """None: nothing may be claimed now."""
     row = db.execute(
         "select probe_ms, pause_count, concurrency,"
@@ -47,7 +48,7 @@ def terms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> Terms | N
     return Terms(is_probe=False, pause_count=0, room=room)
 
 
-def is_idle(db: sqlite3.Connection, destination_id: int, now_ms: int) -> bool:
+def is_idle(db: Database, destination_id: int, now_ms: int) -> bool:
     """Whether nothing can be sent before the next probe: it is paused, and no probe is due or under way."""
     row = db.execute(
         "select 1 from destination where id = ? and probe_ms > ? and not exists"
@@ -57,13 +58,13 @@ def is_idle(db: sqlite3.Connection, destination_id: int, now_ms: int) -> bool:
     return row is not None
 
 
-def await_probe(db: sqlite3.Connection, destination_id: int, until_ms: int) -> None:
+def await_probe(db: Database, destination_id: int, until_ms: int) -> None:
     """paused -> paused: a probe is under way, and the next one waits for it."""
     db.execute("update destination set probe_ms = ? where id = ? and probe_ms is not null", (until_ms, destination_id))
 
 
 def pause(
-    db: sqlite3.Connection,
+    db: Database,
     destination_id: int,
     *,
     health: Paused,
@@ -84,7 +85,7 @@ def pause(
     )
 
 
-def resume(db: sqlite3.Connection, destination_id: int) -> bool:
+def resume(db: Database, destination_id: int) -> bool:
     """paused -> fine, one job at a time to begin with."""
     updated = db.execute(
         "update destination set health = 'fine', pause_reason = null, pause_count = 0, probe_ms = null,"
@@ -94,30 +95,29 @@ def resume(db: sqlite3.Connection, destination_id: int) -> bool:
     return updated.rowcount == 1
 
 
-def passed(db: sqlite3.Connection, destination_id: int, records: int = 1) -> int:
-    """So many were accepted; returns how many were so far. After a pause each doubles what may be in flight."""
-    row = db.execute(
+def passed(db: Database, destination_id: int, records: int = 1) -> None:
+    """So many were accepted. After a pause each doubles what may be in flight."""
+    db.execute(
         "update destination set passes = passes + :records,"
         " concurrency = iif(concurrency << :records < :most, concurrency << :records, null)"
-        " where id = :id returning passes",
+        " where id = :id",
         {"records": records, "most": CONCURRENCY_MAX, "id": destination_id},
-    ).fetchone()
-    return int(row["passes"])
+    )
 
 
-def exceed_quota(db: sqlite3.Connection, destination_id: int) -> bool:
+def exceed_quota(db: Database, destination_id: int) -> bool:
     """fine -> quota: Helicone goes on to take logs, and keeps their numbers only."""
     updated = db.execute("update destination set health = 'quota' where id = ? and health = 'fine'", (destination_id,))
     return updated.rowcount == 1
 
 
-def within_quota(db: sqlite3.Connection, destination_id: int) -> bool:
+def within_quota(db: Database, destination_id: int) -> bool:
     """quota -> fine: a log was stored with its bodies."""
     updated = db.execute("update destination set health = 'fine' where id = ? and health = 'quota'", (destination_id,))
     return updated.rowcount == 1
 
 
-def take_sample(db: sqlite3.Connection, destination_id: int, *, now_ms: int, every_ms: int) -> bool:
+def take_sample(db: Database, destination_id: int, *, now_ms: int, every_ms: int) -> bool:
     """Whether the job that is delivered now is the one of its time that is to be confirmed."""
     updated = db.execute(
         "update destination set sampled_ms = :now where id = :id"
@@ -140,13 +140,13 @@ class Evidence:
     """No other job waits for it: then nobody else can show whether it is there."""
 
 
-def evidence(db: sqlite3.Connection, destination_id: int, job_id: int) -> Evidence:
+def evidence(db: Database, destination_id: int, job_id: int) -> Evidence:
     row = db.execute(
         "select d.pause_reason is not null as is_paused, d.passes > coalesce(j.passes_seen, 0) as has_succeeded,"
         " exists (select 1 from job o where o.destination_id = d.id and o.state = 'pending' and o.id <> j.id"
         "  and o.setbacks > 0 and o.passes_seen = d.passes) as is_failed,"
         " (select coalesce(sum(t.jobs), 0) from tally t where t.destination_id = d.id and t.state = 'pending'"
-        "  and t.hold_reason = '') <= (j.state = 'pending' and j.hold_reason is null) as is_alone"
+        "  and t.hold_reason = '') <= iif(j.state = 'pending' and j.hold_reason is null, 1, 0) as is_alone"
         " from destination d join job j on j.id = ? where d.id = ?",
         (job_id, destination_id),
     ).fetchone()
@@ -154,7 +154,7 @@ def evidence(db: sqlite3.Connection, destination_id: int, job_id: int) -> Eviden
     return Evidence(bool(row["is_paused"]), peers, bool(row["is_alone"]))
 
 
-def probe_now(db: sqlite3.Connection, destination_id: int, now_ms: int) -> bool:
+def probe_now(db: Database, destination_id: int, now_ms: int) -> bool:
     """paused -> paused, but the next probe may run at once (a worker started, somebody asked for a flush)."""
     updated = db.execute(
         "update destination set probe_ms = ? where id = ? and probe_ms > ?", (now_ms, destination_id, now_ms)

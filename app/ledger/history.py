@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from app.database.connection import Database
 from app.ledger import record_identity
 from app.ledger.decision import LIVE, Current, Reopen
 from app.ledger.job import SESSION_RECORD
@@ -39,10 +39,10 @@ class Exported:
     confirmed_ms: int | None
     body_not_stored: bool
     identities: tuple[RecordIdentity, ...]
-    """Of all its records; () for a job from before these were kept, or that never had any."""
+    """Of all its records; () for a job from before these were kept, that never had any, or where nobody asked."""
 
 
-def exported(db: sqlite3.Connection, destination_id: int, session: str) -> list[Exported]:
+def exported(db: Database, destination_id: int, session: str, *, with_identities: bool = True) -> list[Exported]:
     """The oldest version first. The session's subagents are part of its turns."""
     rows = db.execute(
         "select j.id, t.name, j.key, j.state, j.drop_reason, j.error, j.facts_ms, coalesce(p.facts, '') as policy,"
@@ -52,7 +52,7 @@ def exported(db: sqlite3.Connection, destination_id: int, session: str) -> list[
         " left join policy p on p.id = j.policy_id where s.destination_id = ? and s.name = ? order by j.id",
         (destination_id, session),
     ).fetchall()
-    identities = record_identity.read(db, [row["id"] for row in rows])
+    identities = record_identity.read(db, [row["id"] for row in rows]) if with_identities else {}
     return [
         Exported(
             turn=row["name"],
@@ -76,7 +76,7 @@ def exported(db: sqlite3.Connection, destination_id: int, session: str) -> list[
     ]
 
 
-def current_turns(db: sqlite3.Connection, destination_id: int, session: str) -> dict[str, Current]:
+def current_turns(db: Database, destination_id: int, session: str) -> dict[str, Current]:
     """Current version of each turn, whatever became of it."""
     rows = db.execute(
         f"select t.name, {CURRENT_COLUMNS} from session s"
@@ -87,7 +87,7 @@ def current_turns(db: sqlite3.Connection, destination_id: int, session: str) -> 
     return {row["name"]: read_current(row) for row in rows}
 
 
-def exported_elsewhere(db: sqlite3.Connection, destination_id: int, session: str) -> dict[str, int]:
+def exported_elsewhere(db: Database, destination_id: int, session: str) -> dict[str, int]:
     """`last_event_ms` of each turn that is delivered to another destination (key or endpoint), or waits for it.
 
     Of the same kind, and not one that settings name beside this one: what is there, this one is to have as well.
@@ -103,7 +103,7 @@ def exported_elsewhere(db: sqlite3.Connection, destination_id: int, session: str
     return {row["name"]: row["facts_ms"] for row in rows}
 
 
-def brought_along(db: sqlite3.Connection, destination_id: int, session: str, turns: Mapping[str, int]) -> set[str]:
+def brought_along(db: Database, destination_id: int, session: str, turns: Mapping[str, int]) -> set[str]:
     """Which of these turns (name -> last_event_ms) a fork has brought along from a session whose turn is known here.
 
     At this destination, or at one that counts for it as in `exported_elsewhere`.
@@ -113,7 +113,7 @@ def brought_along(db: sqlite3.Connection, destination_id: int, session: str, tur
     """
     rows = db.execute(
         "select distinct j.facts_ms from job j join turn t on t.id = j.turn_id join session s on s.id = j.session_id"
-        " where j.facts_ms in (select value from json_each(?)) and j.state <> 'superseded'"
+        " where j.facts_ms in (select cast(value as bigint) from json_each(?)) and j.state <> 'superseded'"
         " and coalesce(j.drop_reason, '') <> 'deleted' and t.name <> ? and s.name <> ? and +j.destination_id in"
         " (select o.id from destination o left join destination d on d.id = ?"
         "  where o.id = d.id or o.kind = coalesce(d.kind, 'helicone') and o.name = '')",
@@ -132,12 +132,12 @@ def brought_along(db: sqlite3.Connection, destination_id: int, session: str, tur
     return {name for name, last_event_ms in turns.items() if last_event_ms in known and name not in own}
 
 
-def compare_again(db: sqlite3.Connection, folder: str) -> None:
+def compare_again(db: Database, folder: str) -> None:
     """All sessions of a folder are to be compared with OpenCode's store once more."""
     db.execute("update session set reconciled_ms = null where folder = ? and reconciled_ms is not null", (folder,))
 
 
-def exported_sessions(db: sqlite3.Connection, destination_id: int) -> list[str]:
+def exported_sessions(db: Database, destination_id: int) -> list[str]:
     """All root sessions of which the ledger knows anything, the oldest first."""
     rows = db.execute(
         "select name from session where destination_id = ? and name = root_name order by id", (destination_id,)
@@ -145,7 +145,7 @@ def exported_sessions(db: sqlite3.Connection, destination_id: int) -> list[str]:
     return [row["name"] for row in rows]
 
 
-def reconciled_ms(db: sqlite3.Connection, destination_id: int, session: str) -> int | None:
+def reconciled_ms(db: Database, destination_id: int, session: str) -> int | None:
     """What OpenCode had written by then was compared with the ledger; None for a session never compared."""
     row = db.execute(
         "select abs(reconciled_ms) as reconciled_ms from session where destination_id = ? and name = ?",
@@ -154,9 +154,7 @@ def reconciled_ms(db: sqlite3.Connection, destination_id: int, session: str) -> 
     return None if row is None else row["reconciled_ms"]
 
 
-def note_reconciled(
-    db: sqlite3.Connection, destination_id: int, session: str, changed_ms: int, *, in_part: bool = False
-) -> bool:
+def note_reconciled(db: Database, destination_id: int, session: str, changed_ms: int, *, in_part: bool = False) -> bool:
     """Note that all that OpenCode had written up to `changed_ms` is in the ledger. False for a session without jobs.
 
     With `in_part` only what counts as missed: what was written before capture began is not, and `is_whole` says so.
@@ -169,7 +167,7 @@ def note_reconciled(
 
 
 def is_whole(
-    db: sqlite3.Connection,
+    db: Database,
     destination_id: int,
     session: str,
     *,
@@ -195,7 +193,7 @@ def is_whole(
         "select 1 from turn t join job j on j.turn_id = t.id and j.state <> 'superseded'"
         " left join policy p on p.id = j.policy_id where t.session_id = :session and (coalesce(p.facts, '') <> :policy"
         " or coalesce(j.drop_reason, j.state) in (select value from json_each(:reopen))"
-        " or j.body_not_stored and :body_not_stored) limit 1",
+        " or j.body_not_stored = 1 and :body_not_stored = 1) limit 1",
         {
             "session": row["id"],
             "policy": policy(row["user_id"]),

@@ -7,8 +7,8 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from sqlite3 import Connection, Row
 
+from app.database.connection import Database, Row
 from app.errors import AppError
 from app.ledger.compression import BundleError, unpack
 from app.transcript.identity import NEWEST, Encoding
@@ -150,7 +150,7 @@ class FailedAttempt:
     """How it began, redacted."""
 
 
-def bodies(db: Connection, job_id: int, key: str, wanted: Callable[[Row], bool] = lambda _: True) -> Iterator[Body]:
+def bodies(db: Database, job_id: int, key: str, wanted: Callable[[Row], bool] = lambda _: True) -> Iterator[Body]:
     """The bodies of a job in order, one in memory at a time; those of its record rows that are `wanted`.
 
     Raises LedgerError for a body that does not match its checksum.
@@ -173,7 +173,7 @@ def bodies(db: Connection, job_id: int, key: str, wanted: Callable[[Row], bool] 
             yield body
 
 
-def kept(db: Connection, job_id: int) -> list[Kept]:
+def kept(db: Database, job_id: int) -> list[Kept]:
     """The records of a job in order, without their bodies."""
     rows = db.execute(
         "select request_id, digest, body_bytes from record where job_id = ? order by position", (job_id,)

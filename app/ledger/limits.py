@@ -6,16 +6,17 @@ Limits come in as `{folder: limit}`, for few folders or none, and reach SQL as o
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping
 from types import MappingProxyType
+
+from app.database.connection import Database
 
 Limits = Mapping[str, int]
 """By folder, as the ledger knows it."""
 NO_LIMITS: Limits = MappingProxyType({})
 
 AGE_MS = (
-    "coalesce((select l.value from session s join json_each(:ages) l on l.key = s.folder"
+    "coalesce((select cast(l.value as bigint) from session s join json_each(:ages) l on l.key = s.folder"
     " where s.id = job.session_id), :age)"
 )
 """The age at which a `job` is too old: of its folder in `:ages`, elsewhere `:age`."""
@@ -26,13 +27,13 @@ _OF_FOLDERS = (
 )
 
 
-def excess(db: sqlite3.Connection, bytes_max: Limits, which: str, room: int | None) -> dict[str, int]:
+def excess(db: Database, bytes_max: Limits, which: str, room: int | None) -> dict[str, int]:
     """How many bytes each folder holds beyond its limit in the jobs `j` for which `which` holds; only where it does."""
     if not bytes_max:
         return {}
     rows = db.execute(
-        f"select s.folder, sum(j.body_bytes) - l.value as excess {_OF_FOLDERS} where {which}"
-        " group by s.folder having excess > 0",
+        f"select s.folder, sum(j.body_bytes) - max(cast(l.value as bigint)) as excess {_OF_FOLDERS} where {which}"
+        " group by s.folder having sum(j.body_bytes) > max(cast(l.value as bigint))",
         {"limits": as_json(bytes_max), "room": room},
     )
     return {row["folder"]: row["excess"] for row in rows}
@@ -44,9 +45,9 @@ def oldest(which: str, order: str) -> str:
     As many as free the bytes that `:limits` says of the folder.
     """
     return (
-        f"id in (select id from (select j.id, l.value as excess, sum(j.body_bytes)"
+        f"id in (select id from (select j.id, cast(l.value as bigint) as excess, sum(j.body_bytes)"
         f" over (partition by s.folder order by {order}, j.id) - j.body_bytes as older {_OF_FOLDERS} where {which})"
-        " where older < excess)"
+        " held where older < excess)"
     )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from app.database.connection import Database, Row
 from app.ledger import record_identity
 from app.ledger.counts import errors
 from app.ledger.fingerprint import kind_of_error
@@ -111,15 +111,15 @@ _OF_STATE = {
 _ORDER = {"pending": "j.enqueued_ms", "dead": "j.finished_ms", "dropped": "j.finished_ms"}
 
 
-def jobs(db: sqlite3.Connection, wanted: Filter, limit: int) -> list[Listed]:
+def jobs(db: Database, wanted: Filter, limit: int) -> list[Listed]:
     """The latest of them."""
     ids = json.dumps(list(_ids(db, wanted, limit)))
-    rows = db.execute(f"select {_COLUMNS} where j.id in (select value from json_each(?))", (ids,))
+    rows = db.execute(f"select {_COLUMNS} where j.id in (select cast(value as bigint) from json_each(?))", (ids,))
     found = [_read(row) for row in rows]
     return sorted(found, key=lambda one: (one.at_ms, one.job_id), reverse=True)[:limit]
 
 
-def _ids(db: sqlite3.Connection, wanted: Filter, limit: int) -> Iterator[int]:
+def _ids(db: Database, wanted: Filter, limit: int) -> Iterator[int]:
     destinations = [row["id"] for row in db.execute("select id from destination")]
     found = None if wanted.error is None else json.dumps(_errors(db, wanted.error, destinations))
     arguments: dict[str, object] = {
@@ -149,7 +149,7 @@ def _ids(db: sqlite3.Connection, wanted: Filter, limit: int) -> Iterator[int]:
             yield from (row["id"] for row in rows)
 
 
-def _errors(db: sqlite3.Connection, wanted: str, destinations: Sequence[int]) -> list[str]:
+def _errors(db: Database, wanted: str, destinations: Sequence[int]) -> list[str]:
     """The errors that have this fingerprint, or hold this text."""
     known = {error for one in destinations for _, error, _ in errors(db, one, ERRORS_MAX)}
     return [
@@ -159,12 +159,12 @@ def _errors(db: sqlite3.Connection, wanted: str, destinations: Sequence[int]) ->
     ]
 
 
-def job_by_id(db: sqlite3.Connection, job_id: int) -> Listed | None:
+def job_by_id(db: Database, job_id: int) -> Listed | None:
     row = db.execute(f"select {_COLUMNS} where j.id = ?", (job_id,)).fetchone()
     return None if row is None else _read(row)
 
 
-def jobs_of_key(db: sqlite3.Connection, prefix: str, limit: int = 10) -> list[Listed]:
+def jobs_of_key(db: Database, prefix: str, limit: int = 10) -> list[Listed]:
     """The jobs whose key begins so. One key may be known at several destinations."""
     rows = db.execute(
         f"select {_COLUMNS} where j.id in (select k.id from destination d cross join job k on k.destination_id = d.id"
@@ -174,7 +174,7 @@ def jobs_of_key(db: sqlite3.Connection, prefix: str, limit: int = 10) -> list[Li
     return [_read(row) for row in rows]
 
 
-def session_names(db: sqlite3.Connection, prefix: str, limit: int = 10) -> list[str]:
+def session_names(db: Database, prefix: str, limit: int = 10) -> list[str]:
     """The names of sessions that begin so."""
     rows = db.execute(
         "select distinct s.name from destination d cross join session s on s.destination_id = d.id"
@@ -184,11 +184,11 @@ def session_names(db: sqlite3.Connection, prefix: str, limit: int = 10) -> list[
     return [row["name"] for row in rows]
 
 
-def _read(row: sqlite3.Row) -> Listed:
+def _read(row: Row) -> Listed:
     return Listed(**{**dict(row), "is_in_flight": bool(row["is_in_flight"])})
 
 
-def turn_states(db: sqlite3.Connection, sessions: Sequence[str]) -> dict[str, dict[str, int]]:
+def turn_states(db: Database, sessions: Sequence[str]) -> dict[str, dict[str, int]]:
     """By session, of these: how many of its turns are in which state, at all destinations together."""
     rows = db.execute(
         "select s.name, j.state, count(*) as jobs from destination d cross join session s on s.destination_id = d.id"
@@ -202,13 +202,13 @@ def turn_states(db: sqlite3.Connection, sessions: Sequence[str]) -> dict[str, di
     return found
 
 
-def newest_sessions(db: sqlite3.Connection, limit: int) -> list[str]:
+def newest_sessions(db: Database, limit: int) -> list[str]:
     """Root sessions, those that were captured last first."""
     rows = db.execute("select name from session where name = root_name order by id desc limit ?", (limit,))
     return list(dict.fromkeys(row["name"] for row in rows))
 
 
-def delivered_turns(db: sqlite3.Connection, sessions: Sequence[str]) -> set[tuple[str, str]]:
+def delivered_turns(db: Database, sessions: Sequence[str]) -> set[tuple[str, str]]:
     """(session, turn) of what was delivered to any destination, of these sessions."""
     rows = db.execute(
         "select s.name, t.name from destination d cross join session s on s.destination_id = d.id"
@@ -235,7 +235,7 @@ class RecordState:
     """When Helicone took it as it is; None where it did not, or where that is not kept any more."""
 
 
-def record_states(db: sqlite3.Connection, job: Listed) -> list[RecordState]:
+def record_states(db: Database, job: Listed) -> list[RecordState]:
     """In order. Of a job whose records are gone, as far as it is kept what Helicone knows them by."""
     acknowledged = {
         row["request_id"]: (row["digest"], row["acknowledged_ms"])
@@ -261,7 +261,7 @@ def record_states(db: sqlite3.Connection, job: Listed) -> list[RecordState]:
     return found
 
 
-def watched(db: sqlite3.Connection, since_ms: int, limit: int) -> list[Listed]:
+def watched(db: Database, since_ms: int, limit: int) -> list[Listed]:
     """What may just have changed: the jobs queued last, all that are in flight, all that were acknowledged since."""
     rows = db.execute(
         f"select {_COLUMNS} where j.id in (select id from (select id from job order by id desc limit :limit)"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Collection
 
-from app.database.connection import transaction
+from app.database.connection import Database, transaction
 from app.ledger import flow, folders, incidents
 from app.ledger.claims import FIRST_DUE, IS_FREE, ISOLATED_DUE, ISOLATED_KILLS, is_isolated_due
 from app.ledger.job import BATCH
@@ -25,12 +24,12 @@ STEADY_MS = 3_600_000
 """Nothing is too old before the clock has gone on for so long: it may have been wrong, or the network not up yet."""
 
 
-def leasing_workers(db: sqlite3.Connection) -> list[str]:
+def leasing_workers(db: Database) -> list[str]:
     rows = db.execute("select distinct worker from job where lease_until_ms is not null limit ?", (BATCH,)).fetchall()
     return [row["worker"] for row in rows]
 
 
-def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] = ()) -> int:
+def recover(db: Database, now_ms: int, dead_workers: Collection[str] = ()) -> int:
     """leased, but the lease ran out or its worker is dead -> due again, or dead after KILLS_MAX of these.
 
     Counted against the job is the death of its worker, and a lease that ran out under the eyes of a worker: the thread
@@ -54,31 +53,37 @@ def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] =
     if db.execute(f"select 1 from job where {orphaned} limit 1", arguments).fetchone() is None:
         return 0
     with transaction(db):
-        rows = db.execute(f"select destination_id from job where {orphaned}", arguments).fetchall()
-        for destination_id in {row["destination_id"] for row in rows}:
-            flow.probe_now(db, destination_id, now_ms)
         dead = db.execute(
             "update job set state = 'dead', due_ms = null, lease_until_ms = null, worker = null, finished_ms = :now,"
             f" kills = kills + 1, error = 'its worker died or hung {KILLS_MAX} times'"
             f" where id in (select id from job where {orphaned} and {charged} limit :limit)"
-            " and +state = 'pending' and kills >= :kills",
+            # Once more, here and below: another watch may have taken it back, and somebody claimed it since.
+            f" and {orphaned} and {charged} and kills >= :kills returning destination_id",
             arguments,
-        ).rowcount
+        ).fetchall()
         freed = db.execute(
-            f"update job set lease_until_ms = null, worker = null, kills = kills + {charged},"
-            f" due_ms = iif(state = 'pending', :now + iif(kills + {charged} < :isolated, 0,"
-            f"  1000 << (kills + {charged} - :isolated)), null)"
-            f" where id in (select id from job where {orphaned} limit :limit)",
+            f"update job set lease_until_ms = null, worker = null, kills = kills + iif({charged}, 1, 0),"
+            f" due_ms = iif(state = 'pending', :now + iif(kills + iif({charged}, 1, 0) < :isolated, 0,"
+            f"  1000 << cast(kills + iif({charged}, 1, 0) - :isolated as integer)), null)"
+            f" where id in (select id from job where {orphaned} limit :limit) and {orphaned}"
+            " returning destination_id",
             arguments,
-        ).rowcount
+        ).fetchall()
+        for destination_id in sorted({row["destination_id"] for row in (*dead, *freed)}):
+            flow.probe_now(db, destination_id, now_ms)
         failpoint.reach("recover.freeing")
-    return dead + freed
+    return len(dead) + len(freed)
 
 
 # The latest of each destination are at the end of an index.
 _OF_DESTINATIONS = "id in (select j.id from destination d cross join job j on j.destination_id = d.id where {which})"
+# And once more what may have changed since they were chosen. (The plus: by their ids.)
 _AHEAD = (
-    ("job", "due_ms = :now", _OF_DESTINATIONS.format(which="j.due_ms > :ahead and j.state = 'pending'")),
+    (
+        "job",
+        "due_ms = :now",
+        _OF_DESTINATIONS.format(which="j.due_ms > :ahead and j.state = 'pending'") + " and +due_ms > :ahead",
+    ),
     # Whoever has it may be in the middle of a POST, and renews it then.
     ("job", "lease_until_ms = :lease_ahead", "lease_until_ms > :lease_ahead"),
     ("destination", "probe_ms = :now", "probe_ms > :ahead"),
@@ -86,29 +91,31 @@ _AHEAD = (
     (
         "job",
         "confirm_ms = :now, finished_ms = :now",
-        _OF_DESTINATIONS.format(which="j.confirm_ms > :ahead and j.finished_ms > :ahead"),
+        _OF_DESTINATIONS.format(which="j.confirm_ms > :ahead and j.finished_ms > :ahead") + " and +confirm_ms > :ahead",
     ),
     ("confirmation", "retry_ms = :now", "retry_ms > :ahead"),
     # When capture began. NEVER_MS is no time: capture is switched off.
     ("folder", "since_ms = :now", f"since_ms > :ahead and since_ms < {folders.NEVER_MS}"),
 )
+_IS_ANY_AHEAD = "select " + " or ".join(f"exists (select 1 from {table} where {ahead})" for table, _, ahead in _AHEAD)
 
 
-def reset_future_times(db: sqlite3.Connection, now_ms: int) -> int:
+def reset_future_times(db: Database, now_ms: int) -> int:
     """Times far ahead, which only a clock that was wrong can have set -> now; leases -> what they may be at the most.
 
     Returns the number of rows mended.
     """
     arguments = {"now": now_ms, "ahead": now_ms + AHEAD_MS_MAX, "lease_ahead": now_ms + LEASE_AHEAD_MS_MAX}
-    mended = 0
-    for table, changes, is_ahead in _AHEAD:
-        # Looked first: an update would take the write lock each time, for nothing.
-        if db.execute(f"select 1 from {table} where {is_ahead} limit 1", arguments).fetchone():
-            mended += db.execute(f"update {table} set {changes} where {is_ahead}", arguments).rowcount
-    return mended
+    # Looked first: an update would take the write lock each time, for nothing.
+    if not db.execute(_IS_ANY_AHEAD, arguments).fetchone()[0]:
+        return 0
+    return sum(
+        db.execute(f"update {table} set {changes} where {is_ahead}", arguments).rowcount
+        for table, changes, is_ahead in _AHEAD
+    )
 
 
-def steady_ms(db: sqlite3.Connection, now_ms: int) -> int:
+def steady_ms(db: Database, now_ms: int) -> int:
     """Note what the clock says; for how long it has gone on without a jump.
 
     A jump is a step back, or a time in which nobody noted anything: the machine slept, or no worker ran.
@@ -147,9 +154,7 @@ _ISOLATED = (
 )
 
 
-def to_wake(
-    db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int, woken: Collection[str] = ()
-) -> list[str]:
+def to_wake(db: Database, destination_id: int, now_ms: int, limit: int, woken: Collection[str] = ()) -> list[str]:
     """Keys of due jobs, one per session, those due for the longest time first; but not those that are `woken` already.
 
     No more than the destination takes now: while it is paused one key when its probe is due, and few after that.
@@ -170,7 +175,7 @@ def to_wake(
     return [key for key in found if key not in woken][:room]
 
 
-def next_due_ms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int | None:
+def next_due_ms(db: Database, destination_id: int, now_ms: int) -> int | None:
     """When the next job in backoff becomes due, None when none waits for a time."""
     row = db.execute(
         "select min(due_ms) from job where destination_id = ? and state = 'pending' and due_ms > ?",
@@ -179,7 +184,7 @@ def next_due_ms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int
     return None if row[0] is None else int(row[0])
 
 
-def next_of_session(db: sqlite3.Connection, destination_id: int, session: str, now_ms: int) -> str | None:
+def next_of_session(db: Database, destination_id: int, session: str, now_ms: int) -> str | None:
     """The key of a job of the session that is due, if there is one: it stands for the session, as in `to_wake`."""
     row = db.execute(
         f"select ({FIRST_DUE.format(column='j.key')}) as key from session s"

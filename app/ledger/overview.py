@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass
 
+from app.database.connection import Database, Row
 from app.ledger import record_identity
 
-SESSIONS_MAX = 10_000
-"""Of sessions that wait or have dead jobs: so many are told apart, and more are told as that many."""
+LOOKED_AT_MAX = 250
+"""Dead jobs, and sessions that wait, that are looked at to count sessions: where there are more, it is told so."""
 NEWEST = 2_000
 """Jobs among which that is looked for which was delivered last."""
 
@@ -17,8 +17,9 @@ NEWEST = 2_000
 class SessionCounts:
     """Sessions of all destinations; subagents count with theirs."""
 
-    delivered: int
-    """Nothing of them waits, and nothing is dead."""
+    delivered: int | None
+    """Nothing of them waits, and nothing is dead. None where so much waits or is dead that not all of it was looked at:
+    then the other two numbers are the least that there are."""
     waiting: int
     """Something of them waits, and nothing is dead."""
     dead: int
@@ -38,20 +39,20 @@ class Delivery:
 
 
 _ROOTS = (
-    "select distinct s.destination_id, s.root_name from (select distinct session_id from"
-    " (select session_id from {} limit :limit)) found join session s on s.id = found.session_id"
+    "select s.destination_id, s.root_name from (select session_id from {} limit ?) found"
+    " join session s on s.id = found.session_id"
 )
 _DEAD, _WAITING = _ROOTS.format("job where state = 'dead'"), _ROOTS.format("waiting")
-_SESSION_COUNTS = (
-    f"with dead as ({_DEAD}), waits as ({_WAITING})"
-    " select (select count(*) from session where name = root_name) as known, (select count(*) from dead) as dead,"
-    " (select count(*) from (select * from waits except select * from dead)) as waiting"
-)
 
 
-def session_counts(db: sqlite3.Connection) -> SessionCounts:
-    row = db.execute(_SESSION_COUNTS, {"limit": SESSIONS_MAX}).fetchone()
-    return SessionCounts(max(0, row["known"] - row["dead"] - row["waiting"]), row["waiting"], row["dead"])
+def session_counts(db: Database) -> SessionCounts:
+    dead = db.execute(_DEAD, (LOOKED_AT_MAX,)).fetchall()
+    waiting = db.execute(_WAITING, (LOOKED_AT_MAX,)).fetchall()
+    delivered = None
+    if max(len(dead), len(waiting)) < LOOKED_AT_MAX:
+        (known,) = db.execute("select count(*) from session where name = root_name").fetchone()
+        delivered = max(0, known - len({*dead, *waiting}))
+    return SessionCounts(delivered, len(set(waiting) - set(dead)), len(set(dead)))
 
 
 _DELIVERED = (
@@ -60,7 +61,7 @@ _DELIVERED = (
 )
 
 
-def last_delivery(db: sqlite3.Connection) -> Delivery | None:
+def last_delivery(db: Database) -> Delivery | None:
     """The latest among the newest jobs; where none of these is delivered, among those before the ones that wait."""
     (newest,) = db.execute("select max(id) from job").fetchone()
     row = _delivered_before(db, newest or 0)
@@ -74,6 +75,6 @@ def last_delivery(db: sqlite3.Connection) -> Delivery | None:
     return Delivery(row["destination_id"], row["root_name"], shown, row["finished_ms"])
 
 
-def _delivered_before(db: sqlite3.Connection, job_id: int) -> sqlite3.Row | None:
-    found: sqlite3.Row | None = db.execute(_DELIVERED, {"after": job_id - NEWEST, "last": job_id}).fetchone()
+def _delivered_before(db: Database, job_id: int) -> Row | None:
+    found: Row | None = db.execute(_DELIVERED, {"after": job_id - NEWEST, "last": job_id}).fetchone()
     return found

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 
-from app.database.connection import transaction
+from app.database.connection import Database, transaction
 from app.ledger import counters, limits
 from app.ledger.confirmations import forget_session
 from app.ledger.eviction import HELD, OF_ROOM, counted_bytes, excess_of_folders, held_bytes
@@ -19,7 +18,7 @@ ACKNOWLEDGEMENT_AGE_MS_MAX = 90 * 24 * 3_600_000
 """A turn that changes later than this is sent again whole, under the same ids."""
 
 
-def drop_aged(db: sqlite3.Connection, now_ms: int, age_ms_max: int, of_folders: Limits = NO_LIMITS) -> int:
+def drop_aged(db: Database, now_ms: int, age_ms_max: int, of_folders: Limits = NO_LIMITS) -> int:
     """pending -> dropped (age), at most BATCH: enqueued longer than `age_ms_max` ago and tried since it came of age.
 
     The jobs of a folder that is in `of_folders` have its age instead. A laptop that slept for a month must try once
@@ -44,7 +43,7 @@ def drop_aged(db: sqlite3.Connection, now_ms: int, age_ms_max: int, of_folders: 
 
 
 def drop_oversize(
-    db: sqlite3.Connection, now_ms: int, bytes_max: int, of_folders: Limits = NO_LIMITS, room: int | None = None
+    db: Database, now_ms: int, bytes_max: int, of_folders: Limits = NO_LIMITS, room: int | None = None
 ) -> int:
     """pending or dead -> dropped (size), oldest first, at most BATCH, until the held bodies fit into `bytes_max`.
 
@@ -62,13 +61,13 @@ def drop_oversize(
             db,
             "size",
             now_ms,
-            "id in (select value from json_each(:jobs)) and body_bytes > 0 and is_recall = 0",
+            "id in (select cast(value as bigint) from json_each(:jobs)) and body_bytes > 0 and is_recall = 0",
             {"jobs": json.dumps(_oldest(db, whole, room))},
         )
     return dropped
 
 
-def _oldest(db: sqlite3.Connection, excess: int, room: int | None) -> list[int]:
+def _oldest(db: Database, excess: int, room: int | None) -> list[int]:
     """Of those that can go the first ones, as many as free so many bytes; at most BATCH."""
     chosen: list[int] = []
     rows = db.execute(
@@ -83,7 +82,7 @@ def _oldest(db: sqlite3.Connection, excess: int, room: int | None) -> list[int]:
     return chosen
 
 
-def drop_session(db: sqlite3.Connection, destination_id: int, session: str, now_ms: int) -> int:
+def drop_session(db: Database, destination_id: int, session: str, now_ms: int) -> int:
     """pending or dead -> dropped (deleted): the session was deleted in OpenCode before it was delivered.
 
     What is delivered and waits to be confirmed is not sent again. A recall stays: it takes back what is at Helicone.
@@ -104,7 +103,7 @@ def drop_session(db: sqlite3.Connection, destination_id: int, session: str, now_
 
 
 def _drop(
-    db: sqlite3.Connection,
+    db: Database,
     reason: str,
     now_ms: int,
     condition: str,
@@ -112,13 +111,14 @@ def _drop(
     *,
     leased_too: bool = False,
 ) -> int:
-    free = "1" if leased_too else "lease_until_ms is null"
+    free = "1 = 1" if leased_too else "lease_until_ms is null"
     with transaction(db):
         rows = db.execute(
             "update job set state = 'dropped', drop_reason = :reason, due_ms = null, finished_ms = :now, body_bytes = 0"
             f" where id in (select id from job where ({condition}) and {free} order by enqueued_ms, id limit :limit)"
-            # The plus keeps SQLite from looking for them among all that is pending.
-            " and +state in ('pending', 'dead') returning id",
+            # Once more: it may be claimed or a recall by now. (The plus keeps SQLite from looking for them among all
+            # that is pending.)
+            f" and +state in ('pending', 'dead') and is_recall = 0 and {free} returning id",
             {**arguments, "reason": reason, "now": now_ms, "limit": BATCH},
         ).fetchall()
         forget_contents(db, [row["id"] for row in rows])
@@ -127,7 +127,7 @@ def _drop(
     return len(rows)
 
 
-def forget_acknowledgements(db: sqlite3.Connection, now_ms: int) -> int:
+def forget_acknowledgements(db: Database, now_ms: int) -> int:
     """Those of delivered turns that are too old to change; at most BATCH turns' worth a time.
 
     They tell what need not be sent again when a turn comes in a newer version, and are what would grow for ever.

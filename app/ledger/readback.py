@@ -5,10 +5,10 @@ One row for each destination in the table `confirmation`, shared by all workers.
 
 from __future__ import annotations
 
-import sqlite3
 import uuid
 from dataclasses import dataclass
 
+from app.database.connection import Database
 from app.ledger.confirmations import AHEAD_MS_MAX
 
 BLIND = "blind: even a turn that was found there before is not found now; nothing is concluded"
@@ -26,7 +26,7 @@ class Control:
     found_ms: int
 
 
-def control(db: sqlite3.Connection, destination_id: int) -> Control | None:
+def control(db: Database, destination_id: int) -> Control | None:
     """None: nothing was ever found there."""
     row = db.execute(
         "select found_id, found_start_ms, found_ms from confirmation where destination_id = ? and found_ms is not null",
@@ -38,22 +38,23 @@ def control(db: sqlite3.Connection, destination_id: int) -> Control | None:
     return Control(found_id, row["found_start_ms"] or 0, row["found_ms"])
 
 
-def note_found(db: sqlite3.Connection, destination_id: int, found: Control) -> None:
+def note_found(db: Database, destination_id: int, found: Control) -> None:
     """A row was found: it is the control from now on."""
     assert found.request_id is not None  # noqa: S101 - who looks for a row knows it
     db.execute(
         "insert into confirmation (destination_id, found_id, found_start_ms, found_ms) values (?, ?, ?, ?)"
-        " on conflict do update set found_id = excluded.found_id, found_start_ms = excluded.found_start_ms,"
-        " found_ms = excluded.found_ms",
+        " on conflict (destination_id) do update set found_id = excluded.found_id,"
+        " found_start_ms = excluded.found_start_ms, found_ms = excluded.found_ms",
         (destination_id, found.request_id.bytes, found.start_ms, found.found_ms),
     )
 
 
-def note_missed(db: sqlite3.Connection, destination_id: int, now_ms: int) -> None:
+def note_missed(db: Database, destination_id: int, now_ms: int) -> None:
     """Something was looked for and not found, where nothing was ever found."""
     db.execute(
         "insert into confirmation (destination_id, missed_ms) values (?, ?)"
-        " on conflict do update set missed_ms = excluded.missed_ms where missed_ms is null",
+        " on conflict (destination_id) do update set missed_ms = excluded.missed_ms"
+        " where confirmation.missed_ms is null",
         (destination_id, now_ms),
     )
 
@@ -79,7 +80,7 @@ class Confirmations:
     """Something was looked for, and nothing was ever found there."""
 
 
-def confirmations(db: sqlite3.Connection, destination_id: int) -> Confirmations:
+def confirmations(db: Database, destination_id: int) -> Confirmations:
     jobs = db.execute(
         "select coalesce(sum(jobs) filter (where reason = 'confirmed'), 0),"
         " coalesce(sum(jobs) filter (where reason = 'to be confirmed'), 0),"
@@ -95,10 +96,10 @@ def confirmations(db: sqlite3.Connection, destination_id: int) -> Confirmations:
     return Confirmations(*jobs, *(going or ()))
 
 
-def read_back_failures(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int | None:
+def read_back_failures(db: Database, destination_id: int, now_ms: int) -> int | None:
     """How often in a row reading back failed; None: it may not be tried again yet."""
     row = db.execute(
-        "select failures, coalesce(retry_ms > ? and retry_ms <= ?, 0) as waits from confirmation"
+        "select failures, iif(retry_ms > ? and retry_ms <= ?, 1, 0) as waits from confirmation"
         " where destination_id = ?",
         (now_ms, now_ms + AHEAD_MS_MAX, destination_id),
     ).fetchone()
@@ -107,16 +108,17 @@ def read_back_failures(db: sqlite3.Connection, destination_id: int, now_ms: int)
     return None if row["waits"] else int(row["failures"])
 
 
-def pause_read_back(db: sqlite3.Connection, destination_id: int, failure: str, retry_ms: int) -> None:
+def pause_read_back(db: Database, destination_id: int, failure: str, retry_ms: int) -> None:
     """Reading back failed. Delivery goes on."""
     db.execute(
         "insert into confirmation (destination_id, failure, failures, retry_ms) values (?, ?, 1, ?)"
-        " on conflict do update set failure = excluded.failure, failures = failures + 1, retry_ms = excluded.retry_ms",
+        " on conflict (destination_id) do update set failure = excluded.failure, retry_ms = excluded.retry_ms,"
+        " failures = confirmation.failures + 1",
         (destination_id, failure, retry_ms),
     )
 
 
-def end_read_back_pause(db: sqlite3.Connection, destination_id: int, at_ms: int) -> None:
+def end_read_back_pause(db: Database, destination_id: int, at_ms: int) -> None:
     """It may be tried again at that time already: somebody asked for it, or something new is to be looked for."""
     is_later = "destination_id = ? and retry_ms > ?"
     # Looked first: an update would take the write lock each time, for nothing.
@@ -124,7 +126,7 @@ def end_read_back_pause(db: sqlite3.Connection, destination_id: int, at_ms: int)
         db.execute(f"update confirmation set retry_ms = ? where {is_later}", (at_ms, destination_id, at_ms))
 
 
-def resume_read_back(db: sqlite3.Connection, destination_id: int) -> bool:
+def resume_read_back(db: Database, destination_id: int) -> bool:
     """It works again; or a worker has started, maybe with another address, and may try at once."""
     updated = db.execute(
         "update confirmation set failure = null, failures = 0, retry_ms = null"

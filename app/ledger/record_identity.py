@@ -12,8 +12,8 @@ import uuid
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from sqlite3 import Connection, Row
 
+from app.database.connection import Database, Row, bytes_on_this_disk
 from app.ledger.job import BATCH, Body, IdentityFields, Kept
 
 DIGEST_BYTES = 4
@@ -44,7 +44,7 @@ class RecordIdentity:
     identity_fields: IdentityFields
 
 
-def write(db: Connection, job_id: int, bodies: Sequence[Body | Kept]) -> None:
+def write(db: Database, job_id: int, bodies: Sequence[Body | Kept]) -> None:
     """Note the bodies that a job gets, beside those that it had: what was sent once can only be overwritten."""
     identities = {one.request_id: one for one in read(db, [job_id]).get(job_id, ())}
     identities |= {
@@ -60,16 +60,16 @@ def write(db: Connection, job_id: int, bodies: Sequence[Body | Kept]) -> None:
         )
 
 
-def read(db: Connection, job_ids: Sequence[int]) -> Mapping[int, tuple[RecordIdentity, ...]]:
+def read(db: Database, job_ids: Sequence[int]) -> Mapping[int, tuple[RecordIdentity, ...]]:
     """By job; a job from before these were kept is not in it."""
     rows = db.execute(
-        "select job_id, ids, facts from footprint where job_id in (select value from json_each(?))",
+        "select job_id, ids, facts from footprint where job_id in (select cast(value as bigint) from json_each(?))",
         (json.dumps(list(job_ids)),),
     ).fetchall()
     return {row["job_id"]: _unpack(row) for row in rows}
 
 
-def session_name(db: Connection, session_id: int) -> str | None:
+def session_name(db: Database, session_id: int) -> str | None:
     """What the session was called in the last turn of which this is known."""
     row = db.execute(
         "select f.job_id, f.ids, f.facts from turn t join job j on j.turn_id = t.id join footprint f on f.job_id = j.id"
@@ -79,13 +79,10 @@ def session_name(db: Connection, session_id: int) -> str | None:
     return _unpack(row)[-1].identity_fields.session_name if row else None
 
 
-def forget_record_identities(db: Connection, bytes_max: int = BESIDE_BODIES_BYTES_MAX) -> int:
+def forget_record_identities(db: Database, bytes_max: int = BESIDE_BODIES_BYTES_MAX) -> int:
     """The oldest ones, at most BATCH, while all that the ledger holds beside bodies is more than `bytes_max`."""
-    pages, free, page_bytes = (
-        int(db.execute(f"pragma {name}").fetchone()[0]) for name in ("page_count", "freelist_count", "page_size")
-    )
     held = db.execute("select coalesce(sum(body_bytes), 0) from tally").fetchone()[0]
-    if (pages - free) * page_bytes - held <= bytes_max:
+    if bytes_on_this_disk(db) - held <= bytes_max:
         return 0
     return db.execute(
         "delete from footprint where job_id in (select job_id from footprint order by job_id limit ?)", (BATCH,)

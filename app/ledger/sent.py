@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass
+
+from app.database.connection import Database
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ _SHARE = "min(taken, records) * record_bytes / max(records, 1)"
 _SUMS = (
     "select session, destination_id, max(last_ms) as last_ms, count(*) as turns, sum(min(taken, records)) as records,"
     f" coalesce(sum({_SHARE}), 0) as record_bytes, coalesce(sum(redactions), 0) as redactions,"
-    " sum(record_bytes is null) as unmeasured"
+    " sum(iif(record_bytes is null, 1, 0)) as unmeasured"
 )
 _JOB = (
     "select j.key, j.state, j.destination_id, s.name as session, t.name as turn,"
@@ -65,7 +66,7 @@ _TAKEN = (
 )
 
 
-def sent_since(db: sqlite3.Connection, since_ms: int) -> list[SentSession]:
+def sent_since(db: Database, since_ms: int) -> list[SentSession]:
     """What was acknowledged since, the latest session first."""
     rows = db.execute(
         # In this order: what is old is not looked at.
@@ -86,18 +87,19 @@ _OF_SESSION = (
 )
 
 
-def sent_in_all(db: sqlite3.Connection, session: str) -> list[SentSession]:
+def sent_in_all(db: Database, session: str) -> list[SentSession]:
     """The same of one session, ever: of what is old no more is kept than that it was delivered."""
     rows = db.execute(
-        f"{_SUMS} from ({_OF_SESSION}) where taken > 0 group by destination_id order by 3 desc", (session,)
+        f"{_SUMS} from ({_OF_SESSION}) sent where taken > 0 group by session, destination_id order by 3 desc",
+        (session,),
     )
     return [SentSession(**dict(row)) for row in rows]
 
 
-def sent_of_session(db: sqlite3.Connection, session: str) -> list[SentJob]:
+def sent_of_session(db: Database, session: str) -> list[SentJob]:
     """The same job by job, also what was only tried; the earliest first."""
     rows = db.execute(
-        f"select * from ({_OF_SESSION}) where taken > 0 or state in ('pending', 'dead') and last_ms > 0"
+        f"select * from ({_OF_SESSION}) sent where taken > 0 or state in ('pending', 'dead') and last_ms > 0"
         " order by last_ms, key",
         (session,),
     )

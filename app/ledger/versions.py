@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple, TypeAlias
 
-from app.database.connection import transaction
+from app.database.connection import Database, Row, lock, lock_rows, transaction
 from app.ledger import counters, incidents, record_identity
 from app.ledger.compression import pack
 from app.ledger.decision import LIVE, Current, Decision, Known, Reopen, decide
@@ -24,7 +23,7 @@ _IDENTITY = ("destination_id", "session_id", "turn_id", "key")
 """What of a job's row never changes."""
 
 
-def session_identity(db: sqlite3.Connection, destination_id: int, session: str) -> tuple[str, Identity] | None:
+def session_identity(db: Database, destination_id: int, session: str) -> tuple[str, Identity] | None:
     """Root and identity that the session's first record was made with, None for a session not seen."""
     row = db.execute(
         "select id, root_name, user_id, encoding, shown_name from session where destination_id = ? and name = ?",
@@ -36,7 +35,7 @@ def session_identity(db: sqlite3.Connection, destination_id: int, session: str) 
     return row["root_name"], Identity(row["user_id"], row["encoding"], name)
 
 
-def encoding_elsewhere(db: sqlite3.Connection, session: str) -> Encoding | None:
+def encoding_elsewhere(db: Database, session: str) -> Encoding | None:
     """How the session is written at whatever destination it was captured for: two keys may be of one organisation."""
     found: Encoding | None = db.execute(
         "select min(encoding) from session where name = ? and destination_id in (select id from destination)",
@@ -45,7 +44,7 @@ def encoding_elsewhere(db: sqlite3.Connection, session: str) -> Encoding | None:
     return found
 
 
-def decision_on(db: sqlite3.Connection, destination_id: int, version: Version, reopen: Reopen = LIVE) -> Decision:
+def decision_on(db: Database, destination_id: int, version: Version, reopen: Reopen = LIVE) -> Decision:
     """What `insert` would do with this version now; a cheap look before its bodies are made."""
     return decide(version, _known(db, destination_id, version), reopen)
 
@@ -54,7 +53,7 @@ def decision_on(db: sqlite3.Connection, destination_id: int, version: Version, r
 # Helicone.
 _SEALED = (
     "exists (select 1 from session o cross join turn u on u.session_id = o.id cross join job x on x.turn_id = u.id"
-    " and x.state <> 'superseded' and x.is_sealed where {which} and o.destination_id in (select id from destination"
+    " and x.state <> 'superseded' and x.is_sealed = 1 where {which} and o.destination_id in (select id from destination"
     "  where endpoint in ((select endpoint from destination where id = :destination), '')))"
 )
 _OF_SESSIONS = _SEALED.format(which="o.name in (select value from json_each(:sessions))")
@@ -64,12 +63,12 @@ CURRENT_COLUMNS = (
 )
 
 
-def _known(db: sqlite3.Connection, destination_id: int, version: Version) -> Known:
+def _known(db: Database, destination_id: int, version: Version) -> Known:
     row = db.execute(
         f"select {CURRENT_COLUMNS},"
         " exists (select 1 from job k where k.destination_id = :destination and k.key = :key) as is_there,"
         f" {_SEALED.format(which='o.name = :session and u.name = :turn and x.key <> :key')} as is_turn_sealed,"
-        f" {_OF_SESSIONS} as holds_sealed from (select 1)"
+        f" {_OF_SESSIONS} as holds_sealed from (select 1) one"
         " left join session s on s.destination_id = :destination and s.name = :session"
         " left join turn t on t.session_id = s.id and t.name = :turn"
         " left join job j on j.turn_id = t.id and j.state <> 'superseded' left join policy p on p.id = j.policy_id",
@@ -89,7 +88,7 @@ def _known(db: sqlite3.Connection, destination_id: int, version: Version) -> Kno
     )
 
 
-def read_current(row: sqlite3.Row) -> Current:
+def read_current(row: Row) -> Current:
     return Current(
         key=row["key"],
         state=row["state"],
@@ -102,7 +101,7 @@ def read_current(row: sqlite3.Row) -> Current:
     )
 
 
-def any_sealed(db: sqlite3.Connection, destination_id: int, sessions: Collection[str]) -> bool:
+def any_sealed(db: Database, destination_id: int, sessions: Collection[str]) -> bool:
     """Whether anything of these sessions was sealed."""
     row = db.execute(
         f"select {_OF_SESSIONS} as is_sealed", {"destination": destination_id, "sessions": json.dumps(list(sessions))}
@@ -110,7 +109,7 @@ def any_sealed(db: sqlite3.Connection, destination_id: int, sessions: Collection
     return bool(row["is_sealed"])
 
 
-def see_again(db: sqlite3.Connection, destination_id: int, version: Version) -> None:
+def see_again(db: Database, destination_id: int, version: Version) -> None:
     """The same facts seen later: keep their latest time, so that an older version stays older."""
     db.execute(
         "update job set facts_ms = ? where destination_id = ? and key = ? and state <> 'superseded' and facts_ms < ?",
@@ -119,7 +118,7 @@ def see_again(db: sqlite3.Connection, destination_id: int, version: Version) -> 
 
 
 def insert(
-    db: sqlite3.Connection,
+    db: Database,
     destination_id: int,
     version: Version,
     bodies: Iterable[Body | Kept],
@@ -137,6 +136,7 @@ def insert(
     """
     contents = _contents(() if version.is_off else bodies)
     with transaction(db):
+        _hold(db, destination_id, version)
         for one in seen:
             see_again(db, destination_id, one)
         decision = decide(version, _known(db, destination_id, version), reopen)
@@ -153,7 +153,19 @@ def insert(
     return decision
 
 
-def _take(db: sqlite3.Connection, turn: _Turn, version: Version, contents: _Contents, now_ms: int) -> None:
+def _hold(db: Database, destination_id: int, version: Version) -> None:
+    """What is decided by is so until the end of the transaction: no other version comes, and nobody claims this one."""
+    for session in sorted({version.session, *version.subagents}):
+        lock(db, f"session {session}")
+    lock_rows(
+        db,
+        "select 1 from job where state <> 'superseded' and turn_id = (select t.id from session s"
+        " join turn t on t.session_id = s.id and t.name = ? where s.destination_id = ? and s.name = ?)",
+        (version.turn, destination_id, version.session),
+    )
+
+
+def _take(db: Database, turn: _Turn, version: Version, contents: _Contents, now_ms: int) -> None:
     """Make a version the current one of its turn. What replaces a recall that was not delivered is one itself."""
     if version.is_recall:
         _disbelieve_recall(db, turn.turn_id, version.key)
@@ -166,7 +178,7 @@ def _take(db: sqlite3.Connection, turn: _Turn, version: Version, contents: _Cont
     counters.bump(db, "redacted", version.redacted, now_ms)
 
 
-def _disbelieve_recall(db: sqlite3.Connection, turn_id: int, key: str) -> None:
+def _disbelieve_recall(db: Database, turn_id: int, key: str) -> None:
     """Whoever asks for the same recall once more has not seen it at Helicone: all of its records are posted again."""
     db.execute(
         "delete from acknowledgement where turn_id = ? and exists (select 1 from job where turn_id = ? and key = ?"
@@ -175,7 +187,7 @@ def _disbelieve_recall(db: sqlite3.Connection, turn_id: int, key: str) -> None:
     )
 
 
-def _is_recall_due(db: sqlite3.Connection, turn_id: int) -> bool:
+def _is_recall_due(db: Database, turn_id: int) -> bool:
     """Whether somebody asked to have the turn overwritten, and that has not happened yet."""
     row = db.execute(
         "select 1 from job where turn_id = ? and is_recall = 1 and state in ('pending', 'dead', 'dropped')", (turn_id,)
@@ -189,17 +201,18 @@ class _Turn(NamedTuple):
     turn_id: int
 
 
-def _place(db: sqlite3.Connection, destination_id: int, version: Version) -> _Turn:
+def _place(db: Database, destination_id: int, version: Version) -> _Turn:
     db.execute(
         "insert into session (destination_id, name, root_name, user_id, folder, encoding, shown_name)"
-        " values (?, ?, ?, ?, ?, ?, ?) on conflict do update set"
+        " values (?, ?, ?, ?, ?, ?, ?) on conflict (destination_id, name) do update set"
         # Captured first while export was off: nothing was fixed.
-        " shown_name = iif(encoding > 1, coalesce(shown_name, excluded.shown_name), shown_name),"
+        " shown_name = iif(session.encoding > 1,"
+        "  coalesce(session.shown_name, excluded.shown_name), session.shown_name),"
         # Moved: what waits of it keeps to the settings of where it is now, as what is captured of it does. (A file that
         # is imported may name any folder; what a hook never saw says nothing about what is withheld there.)
         " folder = iif(exists(select 1 from folder f where f.hash = excluded.folder and f.hash <> ''), excluded.folder,"
         " session.folder)"
-        " where encoding > 1 and shown_name is null or excluded.folder <> session.folder",
+        " where session.encoding > 1 and session.shown_name is null or excluded.folder <> session.folder",
         (
             destination_id,
             version.session,
@@ -222,7 +235,7 @@ def _place(db: sqlite3.Connection, destination_id: int, version: Version) -> _Tu
     return _Turn(destination_id, session_id, turn_id)
 
 
-def supersede_where(db: sqlite3.Connection, condition: str, arguments: dict[str, object], now_ms: int) -> int:
+def supersede_where(db: Database, condition: str, arguments: dict[str, object], now_ms: int) -> int:
     """pending, delivered, dead or dropped -> superseded; the number of jobs."""
     # What was accepted and not yet seen at Helicone proves nothing for the version that comes.
     db.execute(
@@ -240,7 +253,7 @@ def supersede_where(db: sqlite3.Connection, condition: str, arguments: dict[str,
     return len(rows)
 
 
-def forget_contents(db: sqlite3.Connection, job_ids: Sequence[int]) -> None:
+def forget_contents(db: Database, job_ids: Sequence[int]) -> None:
     """The bodies of jobs that nobody will post any more, and what their attempts came to."""
     for table in ("record", "bundle", "attempt"):
         db.executemany(f"delete from {table} where job_id = ?", [(job_id,) for job_id in job_ids])
@@ -272,13 +285,13 @@ def _contents(bodies: Iterable[Body | Kept]) -> _Contents:
 
 AS_NEW = (
     # The attempt number moves on: a worker that still posts the old version must not finish this one.
-    "attempt = attempt + 1, lease_until_ms = null, worker = null, setbacks = 0, failures = 0, passes_seen = null,"
+    "attempt = job.attempt + 1, lease_until_ms = null, worker = null, setbacks = 0, failures = 0, passes_seen = null,"
     " kills = 0, attempted_ms = null, error = null, resends = 0, body_not_stored = 0"
 )
 """What a job loses that begins again."""
 
 
-def _row(db: sqlite3.Connection, turn: _Turn, version: Version, state: _Begin, now_ms: int) -> _Row:
+def _row(db: Database, turn: _Turn, version: Version, state: _Begin, now_ms: int) -> _Row:
     """A job's columns, but for those that its contents fill."""
     is_pending = state == "pending"
     return {
@@ -299,7 +312,7 @@ def _row(db: sqlite3.Connection, turn: _Turn, version: Version, state: _Begin, n
     }
 
 
-def _write(db: sqlite3.Connection, row: _Row, contents: _Contents) -> None:
+def _write(db: Database, row: _Row, contents: _Contents) -> None:
     """Write a job that is new, or that begins again under its key."""
     row = {
         **row,
@@ -313,9 +326,9 @@ def _write(db: sqlite3.Connection, row: _Row, contents: _Contents) -> None:
         f" {', '.join(f'{name} = excluded.{name}' for name in row if name not in _IDENTITY)}, {AS_NEW},"
         " confirm_ms = null, confirmed_ms = null, hold_reason = null"
         # Which of these it may be, `decide` has said.
-        " where (state in ('superseded', 'dropped', 'delivered', 'dead')"
-        "  or state = 'pending' and lease_until_ms is null)"
-        " and turn_id = excluded.turn_id returning id",
+        " where (job.state in ('superseded', 'dropped', 'delivered', 'dead')"
+        "  or job.state = 'pending' and job.lease_until_ms is null)"
+        " and job.turn_id = excluded.turn_id returning id",
         row,
     ).fetchone()
     if written is None:
@@ -327,7 +340,7 @@ def _write(db: sqlite3.Connection, row: _Row, contents: _Contents) -> None:
         db.execute("insert into bundle (job_id, bodies) values (?, ?)", (written["id"], contents.bundle))
 
 
-def write_records(db: sqlite3.Connection, job_id: int, bodies: Sequence[Body | Kept]) -> None:
+def write_records(db: Database, job_id: int, bodies: Sequence[Body | Kept]) -> None:
     """What each body of a job must be."""
     db.executemany(
         "insert into record (job_id, position, request_id, digest, body_bytes) values (?, ?, ?, ?, ?)",
@@ -338,7 +351,7 @@ def write_records(db: sqlite3.Connection, job_id: int, bodies: Sequence[Body | K
     )
 
 
-def policy_id(db: sqlite3.Connection, facts: str) -> int | None:
+def policy_id(db: Database, facts: str) -> int | None:
     if not facts:
         return None
     db.execute("insert into policy (facts) values (?) on conflict do nothing", (facts,))
@@ -346,7 +359,7 @@ def policy_id(db: sqlite3.Connection, facts: str) -> int | None:
 
 
 def place_under(
-    db: sqlite3.Connection,
+    db: Database,
     destination_id: int,
     child: str,
     parent: Version,
@@ -363,6 +376,7 @@ def place_under(
     if known is not None and known[0] == parent.root:
         return 0
     with transaction(db):
+        lock(db, f"session {child}")
         if not reopen.sealed and any_sealed(db, destination_id, [child]):
             return 0
         row = db.execute(

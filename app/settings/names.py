@@ -93,6 +93,10 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+DATABASE_URL = "OPENCODE_HELICONE_DATABASE_URL"
+LISTEN_URL = "OPENCODE_HELICONE_DATABASE_LISTEN_URL"
+CENTRAL = (DATABASE_URL, LISTEN_URL)
+"""Of workers whose ledger is on a PostgreSQL server. They are no settings: a laptop has nothing to do with them."""
 TIGHTENING = ("enable", "export_mode", "redact_patterns", "redact_secrets")
 """What decides how much may leave."""
 Limit: TypeAlias = Literal["max_spool_bytes", "max_spool_age_ms", "max_retries"]

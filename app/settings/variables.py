@@ -9,7 +9,7 @@ from pathlib import Path
 from dotenv.parser import parse_stream
 
 from app.settings.model import Complaint, Given, Layer, Origin, Source
-from app.settings.names import FOR_TESTS, NAMES, OURS, VARIABLES, nearest
+from app.settings.names import CENTRAL, FOR_TESTS, NAMES, OURS, VARIABLES, nearest
 from app.settings.places import text_of
 
 _KNOWN = {variable for variable, _, _ in VARIABLES}
@@ -26,7 +26,12 @@ def from_variables(variables: Mapping[str, str], origin: Callable[[str], Origin]
         elif text:
             layer[name] = Given(read(text), origin(variable))
     for variable, text in variables.items():
-        if variable.startswith(OURS) and variable not in _KNOWN and variable not in FOR_TESTS and text.strip():
+        if (
+            variable.startswith(OURS)
+            and variable not in _KNOWN
+            and variable not in (*FOR_TESTS, *CENTRAL)
+            and text.strip()
+        ):
             place = origin(variable).text.removesuffix(f" {variable}")
             problems.append(f"{variable} from {place}: there is no such variable{nearest(variable, _KNOWN)}")
     return layer

@@ -96,6 +96,7 @@ def test_a_folder_keeps_when_its_capture_began(db: sqlite3.Connection) -> None:
     assert folders.captured_since_ms(db, "folder") == 500_000 - destinations.STARTING_MS
 
 
+@pytest.mark.sqlite  # pages: on a server nobody's disk is spared
 def test_the_oldest_footprints_are_forgotten_where_there_is_no_room(embedded: EmbeddedApi) -> None:
     for name in ("a_simple", "b_tools"):
         embedded.put(recorded.export(name))
@@ -126,7 +127,7 @@ def test_what_moves_to_another_destination_stays_what_it_is(embedded: EmbeddedAp
         (one.key, one.identities, True) for one in before
     ]
     flags = embedded.db.execute(
-        "select is_history, is_recall from job where destination_id = ? and is_sealed", (another,)
+        "select is_history, is_recall from job where destination_id = ? and is_sealed = 1", (another,)
     )
     assert [tuple(row) for row in flags] == [(1, 1)] * len(before)
 
@@ -144,6 +145,7 @@ def test_elsewhere_counts_what_is_there_or_waits_for_it(embedded: EmbeddedApi) -
     assert history.exported_elsewhere(embedded.db, another, told["root"]) == {}
 
 
+@pytest.mark.sqlite  # query plans
 def test_versions_of_a_turn_are_found_by_an_index(db: sqlite3.Connection) -> None:
     LedgerBench(db)
     plans: list[str] = []
@@ -209,6 +211,7 @@ def test_what_was_acknowledged_with_other_bytes_must_be_posted_and_made_again(db
     assert eviction.is_evicted(db, bench.claimed(newer))
 
 
+@pytest.mark.sqlite  # pages: on a server nobody's disk is spared
 def test_the_footprints_that_go_first_are_those_of_the_oldest_jobs(
     embedded: EmbeddedApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:

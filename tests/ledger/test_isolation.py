@@ -12,7 +12,7 @@ from app.ledger import claims, destinations, versions
 from app.ledger.job import Accepted, LedgerError
 from app.transcript.identity import Identity
 from tests.ledger.test_matrix import ARROWS, FINISHES, STATES, in_state
-from tests.support.ledger_bench import LedgerBench, bodies, version
+from tests.support.ledger_bench import LedgerBench, bodies, version, without_waiting
 
 ACROSS = {
     "release_all": "a worker's, which serves one destination",
@@ -40,14 +40,14 @@ OF_ONE_JOB = (
 )  # fmt: skip
 """What must leave the other sessions of its destination alone."""
 ROWS = {
-    "session": "select * from session where id = ?1",
-    "turn": "select * from turn where session_id = ?1",
-    "job": "select * from job where session_id = ?1",
+    "session": "select * from session where id = ?",
+    "turn": "select * from turn where session_id = ?",
+    "job": "select * from job where session_id = ?",
     **{
-        name: f"select {name}.* from {name} join job on job.id = job_id where session_id = ?1"  # noqa: S608
+        name: f"select {name}.* from {name} join job on job.id = job_id where session_id = ?"  # noqa: S608
         for name in ("record", "bundle", "attempt")
     },
-    "acknowledgement": "select a.* from acknowledgement a join turn on turn.id = turn_id where session_id = ?1",
+    "acknowledgement": "select a.* from acknowledgement a join turn on turn.id = turn_id where session_id = ?",
 }
 
 
@@ -74,7 +74,7 @@ class Neighbour:
 @pytest.mark.parametrize("kind", ["helicone", "otlp"])
 @pytest.mark.parametrize("name", ARROWS)
 def test_a_job_of_another_destination_stays_as_it_is(db: sqlite3.Connection, name: str, kind: str) -> None:
-    db.execute("pragma synchronous = off")
+    without_waiting(db)
     changed = []
     for state in STATES:
         bench, claimed, due = in_state(db, state)
@@ -89,7 +89,7 @@ def test_a_job_of_another_destination_stays_as_it_is(db: sqlite3.Connection, nam
 @pytest.mark.parametrize("beside", ["pending", "leased", "delivered", "dead"])
 @pytest.mark.parametrize("name", [one for one in ARROWS if one.replace(",", " ").split()[0] in OF_ONE_JOB])
 def test_a_job_of_another_session_stays_as_it_is(db: sqlite3.Connection, name: str, beside: str) -> None:
-    db.execute("pragma synchronous = off")
+    without_waiting(db)
     for state in ARROWS[name][1]:
         bench, claimed, due = in_state(db, state)
         other = Neighbour(bench, session="ses_9", destination="fingerprint", state=beside)

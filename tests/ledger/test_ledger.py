@@ -6,11 +6,9 @@ import zlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from app.database.connection import connect
 from app.ledger import (
     adoption,
     claims,
@@ -32,6 +30,7 @@ from app.ledger.maintenance import AHEAD_MS_MAX, KILLS_MAX, LEASE_AHEAD_MS_MAX
 from app.ledger.pruning import ACKNOWLEDGEMENT_AGE_MS_MAX
 from app.transcript.identity import Identity
 from tests.support.ledger_bench import LEASE_MS, WORKER, LedgerBench, bodies, version
+from tests.support.postgres import open_either
 
 # --- insert
 
@@ -56,10 +55,10 @@ def test_known_version_is_not_inserted_again(bench: LedgerBench) -> None:
 INSERTER = """
 import sys, uuid
 from pathlib import Path
-from app.database.open import open_ledger
 from app.ledger import versions
 from app.ledger.job import Body, Version
-db = open_ledger(Path(sys.argv[1]))
+from tests.support.postgres import open_either
+db = open_either(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
 for turn in range(20):
@@ -72,9 +71,9 @@ db.close()
 
 @pytest.mark.slow
 def test_eight_processes_inserting_the_same_versions_make_one_job_each(
-    bench: LedgerBench, spool: Path, at_once: Callable[[str, int, list[str]], None]
+    bench: LedgerBench, ledger_place: str, at_once: Callable[[str, int, list[str]], None]
 ) -> None:
-    at_once(INSERTER, 8, [str(spool)])
+    at_once(INSERTER, 8, [ledger_place])
     assert bench.db.execute("select count(*), count(distinct key), count(distinct turn_id) from job").fetchone()[:] == (
         20,
         20,
@@ -370,10 +369,10 @@ def test_claim_of_an_unknown_key_finds_nothing(bench: LedgerBench) -> None:
     assert bench.claim() is None
 
 
-def test_second_connection_does_not_get_what_the_first_has_claimed(bench: LedgerBench, spool: Path) -> None:
+def test_second_connection_does_not_get_what_the_first_has_claimed(bench: LedgerBench, ledger_place: str) -> None:
     bench.put(version())
     assert bench.claim() is not None
-    with closing(connect(spool / "ledger.db")) as other:
+    with closing(open_either(ledger_place)) as other:
         assert (
             claims.claim(other, bench.destination, version().key, worker="b", now_ms=1_000, lease_ms=LEASE_MS) is None
         )
@@ -382,9 +381,9 @@ def test_second_connection_does_not_get_what_the_first_has_claimed(bench: Ledger
 CLAIMER = """
 import sys
 from pathlib import Path
-from app.database.open import open_ledger
 from app.ledger import claims
-db = open_ledger(Path(sys.argv[1]))
+from tests.support.postgres import open_either
+db = open_either(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
 for turn in range(20):
@@ -395,13 +394,13 @@ db.close()
 
 @pytest.mark.slow
 def test_eight_processes_that_claim_at_once_claim_each_job_once(
-    bench: LedgerBench, spool: Path, at_once: Callable[[str, int, list[str]], None]
+    bench: LedgerBench, ledger_place: str, at_once: Callable[[str, int, list[str]], None]
 ) -> None:
     for turn in range(20):
         session = f"ses_{turn}"
         wanted = Version(session, session, "t", f"{turn:064x}", 100, "", "")
         versions.insert(bench.db, bench.destination, wanted, bodies(session), now_ms=1_000)
-    at_once(CLAIMER, 8, [str(spool)])
+    at_once(CLAIMER, 8, [ledger_place])
     assert bench.db.execute("select count(*), min(attempt), max(attempt) from job").fetchone()[:] == (20, 1, 1)
 
 
@@ -510,7 +509,7 @@ def test_release_all_lets_go_of_everything_that_the_worker_holds_and_of_nothing_
     bench.claimed(version(session="ses_1"))
     bench.claimed(version(session="ses_2"), worker="worker-b")
     bench.put(version(session="ses_1", content="newer", last_event_ms=200))
-    assert claims.release_all(bench.db, WORKER) == 2
+    assert len(claims.release_all(bench.db, WORKER)) == 2
     leased = bench.db.execute("select worker from job where lease_until_ms is not null").fetchall()
     assert [row["worker"] for row in leased] == ["worker-b"]
     assert bench.db.execute("select sum(failures) + sum(kills) from job").fetchone()[0] == 0
@@ -519,19 +518,22 @@ def test_release_all_lets_go_of_everything_that_the_worker_holds_and_of_nothing_
 @pytest.mark.parametrize(
     "spoil",
     [
-        "update bundle set bodies = x'00'",
-        "update record set digest = zeroblob(16)",
-        "update bundle set bodies = x''",
-        "update bundle set bodies = substr(bodies, 1, length(bodies) / 2)",
-        "update record set body_bytes = body_bytes + 1",
-        "delete from bundle",
+        ("update bundle set bodies = ?", b"\0"),
+        ("update record set digest = ?", bytes(16)),
+        ("update bundle set bodies = ?", b""),
+        ("update bundle set bodies = substr(bodies, 1, length(bodies) / 2)",),
+        ("update record set body_bytes = body_bytes + 1",),
+        ("delete from bundle",),
     ],
     ids=["no stream", "another digest", "empty", "cut", "too short", "lost"],
 )
 @pytest.mark.parametrize("length", [1, 1_000], ids=["small", "large"])
-def test_damaged_body_is_a_ledger_error_without_any_text(bench: LedgerBench, spoil: str, length: int) -> None:
+def test_damaged_body_is_a_ledger_error_without_any_text(
+    bench: LedgerBench, spoil: tuple[str, *tuple[bytes, ...]], length: int
+) -> None:
     bench.put(version(), text="transcript text" * length)
-    bench.db.execute(spoil)
+    sql, *bytes_ = spoil
+    bench.db.execute(sql, bytes_)
     with pytest.raises(LedgerError, match=r"^record [0-9a-f-]{36} of job \w{12} ") as caught:
         bench.left(bench.claimed())
     assert "transcript" not in str(caught.value)
@@ -795,7 +797,7 @@ def test_job_given_back_or_retried_is_rung_again_when_due(
 def test_what_a_worker_lets_go_of_is_rung_at_once(bench: LedgerBench) -> None:
     bench.put(version())
     bench.claimed()
-    assert claims.release_all(bench.db, WORKER) == 1
+    assert len(claims.release_all(bench.db, WORKER)) == 1
     assert bench.wake() == [version().key]
 
 
@@ -1084,7 +1086,7 @@ def test_adopting_takes_more_than_a_batch(bench: LedgerBench, keyless: LedgerBen
 def test_damaged_waiting_job_does_not_keep_the_others_from_moving(bench: LedgerBench, keyless: LedgerBench) -> None:
     bench.put(version("t0"))
     keyless.put(version("t1"))
-    bench.db.execute("update bundle set bodies = x'00' where job_id = (select max(id) from job)")
+    bench.db.execute("update bundle set bodies = ? where job_id = (select max(id) from job)", (b"\0",))
     keyless.put(version("t2"))
     assert adopt(bench, keyless) == 2
     assert (bench.state(version("t1")), bench.row(version("t1"))["error"] is not None) == ("dead", True)
@@ -1149,7 +1151,7 @@ def test_errors_are_grouped_most_frequent_first(bench: LedgerBench) -> None:
         "update job set worker = 'w'",
         "update job set key = 'short'",
         "update job set state = 'delivered', due_ms = null, finished_ms = 1",
-        "update record set request_id = x'00'",
+        "update record set request_id = substr(request_id, 1, 1)",
         "update destination set pause_reason = 'why'",
         (
             "insert into job (destination_id, session_id, turn_id, key, state, facts_ms, enqueued_ms, due_ms,"

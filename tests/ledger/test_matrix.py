@@ -40,7 +40,7 @@ from app.ledger.destinations import Destination
 from app.ledger.eviction import Recaptured
 from app.ledger.job import Claim, FailedAttempt
 from app.ledger.notices import TurnRead
-from tests.support.ledger_bench import WORKER, LedgerBench, bodies, version
+from tests.support.ledger_bench import WORKER, LedgerBench, bodies, version, without_waiting
 
 DAY_MS = 24 * 3_600_000
 LATER_MS = 9_000
@@ -504,10 +504,12 @@ READERS = {
     "dropped_groups", "dropped_letters",
     "due_for_confirmation", "evicted", "encoding_elsewhere", "errors", "excess_of_folders", "exported",
     "exported_elsewhere",
-    "exported_sessions", "session_identity", "has_turn", "held", "held_bytes", "held_folders", "is_current",
+    "exported_sessions", "session_identity", "has_turn", "held", "held_bytes", "held_folders", "is_any_bound",
+    "is_current",
     "is_isolated_due",
     "is_evicted", "is_history", "is_pending", "is_whole", "latest_ms", "leasing_workers",
-    "letters_of", "letters_of_session", "made_under", "may_refill", "missing", "next_due_ms", "next_of_session",
+    "letters_of", "letters_of_session", "made_under", "may_refill", "missing", "next_confirmation_ms",
+    "next_due_ms", "next_of_session",
     "left_unread", "open_notices", "pending_keys", "turns_read", "unread", "unread_sessions",
     "read_back_failures", "reconciled_ms", "relies_on", "sendable", "decision_on", "to_wake", "trusted_age_ms",
     "unacknowledged", "was_sent_otherwise", "without_bodies",
@@ -564,7 +566,7 @@ def written(bench: LedgerBench, claimed: Claim, *, facts: bool) -> dict[str, obj
 
 @pytest.mark.parametrize("name", ARROWS)
 def test_each_function_changes_the_states_that_it_names_and_no_other(db: sqlite3.Connection, name: str) -> None:
-    db.execute("pragma synchronous = off")
+    without_waiting(db)
     act, arrows = ARROWS[name]
     assert set(arrows) <= set(STATES)
     # A version that is known already may be seen later.

@@ -16,6 +16,7 @@ from app.ledger import claims
 from tests.ledger.test_matrix import ARROWS, STATES, in_state
 from tests.support.ledger_bench import LedgerBench, accepted, version
 
+pytestmark = pytest.mark.sqlite  # it reads SQLite's own files, and asks what a commit of SQLite's has flushed
 UNFLUSHED = {
     "acknowledge", "complete", "forget_acknowledged", "note_notice", "note_wait", "note_turns_read", "settle_notices",
 }  # fmt: skip

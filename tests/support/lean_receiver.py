@@ -49,6 +49,7 @@ class Send:
     answer: str
     """`ok` or one of FAULTS."""
     stored: bool
+    authorization: str = field(default="", repr=False)
 
 
 @dataclass(slots=True)
@@ -69,7 +70,7 @@ class LeanReceiver:
     _counts: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def arrive(self, port: int, body: bytes) -> tuple[Send, float]:
+    def arrive(self, port: int, body: bytes, authorization: str = "") -> tuple[Send, float]:
         """Note a POST and throw its dice: the send, and after how many seconds it is answered."""
         request_id = request_id_of(body)
         digest = digest_of(body)
@@ -78,7 +79,7 @@ class LeanReceiver:
             dice = random.Random(f"{self.seed} {request_id} {self._counts[request_id]}")  # noqa: S311 - nothing to protect
             answer = dice.choice(FAULTS) if dice.random() < self.share else "ok"
             stored = answer in {"ok", "slow"} or (answer == "reset" and dice.random() < 0.5)
-            send = Send(request_id, digest, answer, stored)
+            send = Send(request_id, digest, answer, stored, authorization)
             self.sends.append(send)
             if stored:
                 self.bodies[digest] = body
@@ -107,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         port = self.client_address[1]
-        send, pause_s = self.receiver.arrive(port, body)
+        send, pause_s = self.receiver.arrive(port, body, self.headers.get("authorization", ""))
         try:
             time.sleep(pause_s)
             self._answer(send)
@@ -142,10 +143,13 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def lean_receiver(
-    seed: int = 0, share: float = 0.0, usual_s: tuple[float, float] = (0.0, 0.0)
+    seed: int = 0,
+    share: float = 0.0,
+    usual_s: tuple[float, float] = (0.0, 0.0),
+    kind: type[LeanReceiver] = LeanReceiver,
 ) -> Iterator[LeanReceiver]:
     """In a thread of this process."""
-    receiver = LeanReceiver(seed, share, usual_s)
+    receiver = kind(seed, share, usual_s)
     with _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"receiver": receiver})) as server:
         receiver.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="lean receiver")

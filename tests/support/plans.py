@@ -36,7 +36,7 @@ LISTED = {
     "history.compare_again": "a person's command",
     "history.exported_sessions": "a person's command about all sessions",
     "overview.last_delivery": "ids of what waits, where none of the newest jobs is delivered",
-    "overview.session_counts": "sessions, a row each; of those that wait 10,000 at most",
+    "overview.session_counts": "sessions, a row each, where few wait; of those that wait 250 at most",
     "policy_enforcement.drop_looser": "once, as settings are changed",
     "policy_enforcement.held_folders": "once, as settings are changed",
     "policy_enforcement.hold_folder": "once, as settings are changed",

@@ -206,6 +206,14 @@ def procfile_command() -> list[str]:
     return [str(Path(sys.executable).parent / program), *arguments]
 
 
+def start_consumer(station: Station, threads: int, output: Path) -> subprocess.Popen[bytes]:
+    """As in the Procfile, but for the number of threads; what it says comes to the end of this file."""
+    command = procfile_command()
+    command[command.index("-w") + 1] = str(threads)
+    with output.open("ab") as file:
+        return subprocess.Popen(command, env=station.environ, cwd=station.home, stdout=file, stderr=file)
+
+
 @contextmanager
 def worker(station: Station, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A real `huey_consumer`, as in the Procfile; returns when it is ready to deliver."""

@@ -1,0 +1,395 @@
+"""A worker of the centre: Huey's consumer around `deliver` on a ledger that is on a PostgreSQL server.
+
+Any number of these processes run beside each other, on any number of machines. All of them deliver; the one that leads
+wakes for what is due, takes back what dead workers held, and looks at what was delivered.
+
+    threads    take wakes and deliver, each on a connection of its own
+    listener   one connection: hears rings, and holds the lock that says this process lives
+    poller     one connection: beats, asks the server for its time, leads
+    confirm    one connection: reads back what was delivered, where this process leads
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import sqlite3
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+import psycopg
+from huey.signals import SIGNAL_INTERRUPTED
+
+from app import __version__
+from app.capture.targets import target
+from app.database import derived
+from app.database.postgres import PostgresLedger
+from app.database.server import open_postgres
+from app.delivery import backoff, confirm
+from app.delivery.access import access
+from app.delivery.deliver import DeliveryContext, deliver, release_unfinished
+from app.delivery.loop import Loop
+from app.delivery.sender import Place, Sender
+from app.exporters.access import Access
+from app.exporters.client import Client, ClientError, ReadBackError
+from app.exporters.connect import connect
+from app.exporters.kinds import traits_of
+from app.exporters.traits import Plan, Traits
+from app.fleet import presence
+from app.fleet.queue import CentralQueue
+from app.fleet.tenants import Tenant, take_turn, tenants
+from app.ledger import claims, confirmations, counts, destinations, flow, maintenance, pruning, readback
+from app.ledger.destinations import Destination
+from app.ledger.job import Claim
+from app.privacy.policy import Post
+from app.runtime import log as runtime_log
+from app.runtime.url import EndpointError
+from app.settings.lookup import Sources
+from app.settings.model import HELICONE
+from app.settings.names import DATABASE_URL, LISTEN_URL
+
+log = logging.getLogger("opencode_helicone")
+
+CONFIRM_MS = 5_000
+UPKEEP_MS = 60_000
+WAKES_MAX = 100
+"""Of one destination, at one look."""
+IN_TURN_MAX = 16
+"""Jobs of one session that a thread delivers one after another before it looks who else waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlet:
+    """One destination that this process delivers to."""
+
+    destination: Destination
+    tenant: Tenant | None
+    client: Client
+    sender: Sender
+    traits: Traits
+    plan: Plan
+
+
+class CentralWorker:
+    """One process. `huey` is what `huey_consumer` is given."""
+
+    def __init__(self, sources: Sources, url: str, listen_url: str) -> None:
+        self._url = url
+        self._listen_url = listen_url
+        self._local = threading.local()
+        self._clock = presence.ServerClock()
+        self._name = uuid.uuid4().hex
+        self._unfinished: list[Claim] = []
+        self._is_leading = False
+        self._looked_ms: int | None = None
+        self._steady_since_ms = 0
+        """Since then this process has reached the server at every beat."""
+        self._looked_after_ms = 0
+        self._allowances: dict[int, confirm.Allowance] = {}
+        self._has_begun = False
+        self._threads = 0
+        """Of Huey's, those that may deliver."""
+        self._counting = threading.Lock()
+        self._over = threading.Event()
+        """The last of them has ended."""
+        try:
+            self._clock.set(partial(presence.server_ms, self.db))
+            self._settings = sources.load()
+            self._outlets: Mapping[int, Outlet] = {}
+            self._refused: set[Tenant] = set()
+            self._own = [self._outlet_of_settings()] if self._settings.credential else []
+            self._refresh()
+            self.queue = CentralQueue(url, self._answer)
+            self.queue.make_tables(self.db)
+        finally:
+            self.leave()
+        self.huey = self.queue.huey
+        self.huey.on_startup(name="loops")(self._begin)
+        self.huey.on_shutdown(name="leave")(self._end)
+        self.huey.signal(SIGNAL_INTERRUPTED)(self._interrupted)
+
+    def _outlet_of_settings(self) -> Outlet:
+        """Of a ledger that this process's settings name a key for, as on a machine of its own."""
+        settings = self._settings
+        found = target(self.db, settings, self._clock.now_ms())
+        traits = traits_of(settings.kind, settings.preset, settings.project)
+        key = settings.api_key.get_secret_value() if settings.api_key else ""
+        client = connect(access(settings), settings.ca_file)
+        place = Place(found, settings.endpoint, settings.destination, traits)
+        plan = traits.read_back(settings.confirm, settings.endpoint, key, settings.readback_url)
+        return Outlet(found, None, client, Sender(self, place, client), traits, plan)
+
+    def _outlet_of(self, tenant: Tenant) -> Outlet:
+        settings = self._settings
+        found = destinations.by_id(self.db, tenant.destination_id)
+        traits = traits_of(HELICONE, "", "")
+        client = connect(Access(HELICONE, tenant.key), settings.ca_file)
+        place = Place(found, tenant.endpoint, tenant.name, traits)
+        plan = traits.read_back(settings.confirm, tenant.endpoint, tenant.key, None)
+        return Outlet(found, tenant, client, Sender(self, place, client), traits, plan)
+
+    def _refresh(self) -> None:
+        """Know the tenants that there are now. What is being posted for one that has changed is posted as before."""
+        known = {one.tenant: one for one in self._outlets.values() if one.tenant is not None}
+        found = [known.get(tenant) or self._outlet_if_any(tenant) for tenant in tenants(self.db)]
+        self._outlets = {one.destination.id: one for one in (*self._own, *found) if one is not None}
+
+    def _outlet_if_any(self, tenant: Tenant) -> Outlet | None:
+        """None where its key or endpoint is none: its jobs wait, and nobody else's do."""
+        try:
+            return self._outlet_of(tenant)
+        except (ClientError, EndpointError) as error:
+            if tenant not in self._refused:
+                self._refused.add(tenant)
+                log.warning("tenant %s is delivered nothing: %s", tenant.name, error)
+            return None
+
+    # --- a thread's own connection
+
+    @property
+    def db(self) -> PostgresLedger:
+        db: PostgresLedger | None = getattr(self._local, "db", None)
+        if db is None:
+            db = self._local.db = open_postgres(self._url)
+        return db
+
+    def leave(self) -> None:
+        """The calling thread ends, or needs the ledger no more: its own connection is closed."""
+        db: PostgresLedger | None = getattr(self._local, "db", None)
+        if db is not None:
+            self._local.db = None
+            db.close()
+
+    # --- one wake
+
+    def _answer(self, destination_id: int, key: str) -> None:
+        try:
+            if destination_id not in self._outlets:
+                self._refresh()
+            outlet = self._outlets.get(destination_id)
+            rate_per_minute = None if outlet is None or outlet.tenant is None else outlet.tenant.rate_per_minute
+            if outlet is None or not self._is_turn(destination_id, rate_per_minute):
+                return
+            following = deliver(self.db, key, self._context(outlet))
+            for _ in range(1, IN_TURN_MAX if rate_per_minute is None else 1):
+                if following is None or self._stopping():
+                    break
+                following = deliver(self.db, following, self._context(outlet))
+            if following is not None and not self._stopping():
+                self._wake([(destination_id, following)])
+            elif rate_per_minute is not None:
+                self._wake_due(outlet, 1)  # nobody waits long for a turn: who had one calls the next
+            elif destinations.by_id(self.db, destination_id).concurrency is not None:
+                # Few are under way after a pause: who is done wakes the next, and one more when there is room.
+                self._wake_due(outlet, 2)
+        except sqlite3.Error as error:
+            self._failed("ledger", error)
+
+    def _is_turn(self, destination_id: int, rate_per_minute: int | None) -> bool:
+        """Wait until one more record may be sent there; False where that is too long, or the process stops."""
+        if rate_per_minute is None:
+            return True
+        at_ms = take_turn(self.db, destination_id, rate_per_minute)
+        if at_ms is None:
+            return False  # the leader wakes for it again
+        return not self.huey.consumer.stop_flag.wait(max(0, at_ms - self._clock.now_ms()) / 1000)
+
+    def _context(self, outlet: Outlet) -> DeliveryContext:
+        settings, sender = self._settings, outlet.sender
+        return DeliveryContext(
+            destination_id=outlet.destination.id,
+            worker=self._name,
+            policy=backoff.RetryPolicy.of(settings.max_retries, settings.retry_base_delay_ms),
+            # What may leave was decided where it was captured.
+            permit=lambda _: Post(),
+            post=sender.post,
+            clock=self._clock.now_ms,
+            dice=random.random,
+            stopping=self._stopping,
+            at_once=sender.at_once,
+            beside=sender.beside,
+            leave=self._unfinished.append,
+            make_way=sender.make_way,
+            post_changed=sender.post_changed,
+            when_to_confirm=lambda: confirm.when(
+                self.db, outlet.destination.id, outlet.plan, outlet.traits, self._clock.now_ms()
+            ),
+        )
+
+    def _wake(self, jobs: Sequence[tuple[int, str]]) -> None:
+        self.queue.wake(
+            [(destination_id, key, counts.is_history(self.db, destination_id, key)) for destination_id, key in jobs]
+        )
+
+    def _wake_due(self, outlet: Outlet, wakes_max: int) -> None:
+        destination_id = outlet.destination.id
+        woken = self.queue.woken(destination_id)
+        keys = maintenance.to_wake(self.db, destination_id, self._clock.now_ms(), wakes_max, woken)
+        self._wake([(destination_id, key) for key in keys])
+
+    def _stopping(self) -> bool:
+        return bool(self.huey.consumer.stop_flag.is_set())
+
+    def _interrupted(self, *_: object) -> None:
+        """The consumer gives up waiting for its threads: nothing that they hold is charged."""
+        for destination_id in sorted(set(claims.release_all(self.db, self._name))):
+            # The probe of a pause may have been among them.
+            flow.probe_now(self.db, destination_id, self._clock.now_ms())
+
+    # --- beside Huey's threads
+
+    def _begin(self) -> None:
+        """Huey calls this in each of its threads; the first one starts the loops."""
+        with self._counting:
+            self._threads += 1
+            if self._has_begun:
+                return
+            self._has_begun = True
+        stop = self.huey.consumer.stop_flag
+        for loop, end in (
+            # It says that this process lives for as long as anything is under way.
+            (Loop("poller", presence.BEAT_MS, self._look), self._over),
+            (Loop("listener", presence.BEAT_MS // 5, self._listen), stop),
+            (Loop("confirm", CONFIRM_MS, self._confirm), stop),
+        ):
+            threading.Thread(target=self._run, args=(loop, end), name=loop.name, daemon=True).start()
+
+    def _run(self, loop: Loop, end: threading.Event) -> None:
+        try:
+            loop.run(end, self._failed)
+        finally:
+            self.leave()
+
+    def _end(self) -> None:
+        """Huey calls this in each of its threads as it ends; the last one says that nothing is under way any more."""
+        with self._counting:
+            self._threads -= 1
+            is_last = self._threads == 0 and self._stopping()
+        try:
+            if is_last:
+                self._over.set()
+                self._release_unfinished(self._clock.now_ms())
+                presence.withdraw(self.db, self._name)
+        except sqlite3.Error as error:
+            self._failed("ledger", error)
+        finally:
+            self.leave()
+
+    def _failed(self, what: str, error: Exception) -> None:
+        if isinstance(error, sqlite3.Error | psycopg.Error | OSError):
+            log.warning("%s: %s", what, error if isinstance(error, sqlite3.Error) else type(error).__name__)
+        else:
+            log.error("%s: %s at %s", what, type(error).__name__, runtime_log.where(error))
+        db: PostgresLedger | None = getattr(self._local, "db", None)
+        if db is not None and not db.is_current():
+            self.leave()
+
+    def _listen(self) -> int:
+        """Hear rings, for as long as the connection lives."""
+        with closing(PostgresLedger(self._listen_url)) as db:
+            presence.hold(db, self._name)
+            self.queue.listen(db, self.huey.consumer.stop_flag)
+        return 0
+
+    def _look(self) -> int:
+        """Say that this process lives, and lead where nobody else does; the milliseconds until the next time."""
+        says = {"version": __version__, "machine": socket.gethostname(), "process": os.getpid()}
+        now_ms = self._clock.set(partial(presence.beat, self.db, self._name, says))
+        if self._looked_ms is None or not 0 <= now_ms - self._looked_ms < presence.MISSING_MS:
+            self._steady_since_ms = now_ms
+        self._looked_ms = now_ms
+        self._release_unfinished(now_ms)
+        self.queue.look()
+        self._refresh()
+        self._is_leading = presence.lead(self.db, self._name)
+        if not self._is_leading:
+            return presence.BEAT_MS
+        self._take_back(now_ms)
+        next_ms = now_ms + presence.BEAT_MS
+        for outlet in self._outlets.values():
+            self._wake_due(outlet, WAKES_MAX)
+            due_ms = maintenance.next_due_ms(self.db, outlet.destination.id, now_ms)
+            next_ms = next_ms if due_ms is None else min(next_ms, due_ms)
+        if now_ms - self._looked_after_ms >= UPKEEP_MS:
+            self._looked_after_ms = now_ms
+            self._look_after(now_ms)
+        return max(1, next_ms - self._clock.now_ms())
+
+    def _release_unfinished(self, now_ms: int) -> None:
+        for claim in list(self._unfinished):
+            release_unfinished(self.db, claim, now_ms)
+            self._unfinished.remove(claim)
+
+    def _take_back(self, now_ms: int) -> None:
+        """Nobody is taken for dead by a process that was away itself: the others may have been as well."""
+        if now_ms - self._steady_since_ms < presence.MISSING_MS or presence.is_starting(self.db):
+            return
+        dead = presence.dead(self.db, maintenance.leasing_workers(self.db))
+        recovered = maintenance.recover(self.db, now_ms, dead)
+        if recovered:
+            log.warning("took back %d job(s) of a worker that died, hung or slept", recovered)
+
+    def _look_after(self, now_ms: int) -> None:
+        for outlet in self._outlets.values():
+            if outlet.plan.url is None:
+                confirmations.give_up_confirmation(self.db, outlet.destination.id)
+        if mended := maintenance.reset_future_times(self.db, now_ms):
+            log.warning("the server's clock was wrong before: %d time(s) far ahead are now", mended)
+        steady_ms = maintenance.steady_ms(self.db, now_ms)
+        age_ms_max = maintenance.trusted_age_ms(self._settings.max_spool_age_ms, steady_ms)
+        if dropped := pruning.drop_aged(self.db, now_ms, age_ms_max):
+            log.warning("dropped %d job(s) by age (maxSpoolAge)", dropped)
+        pruning.forget_acknowledgements(self.db, now_ms)
+        derived.sum_up(self.db)
+        presence.forget_dead(self.db)
+
+    def _confirm(self) -> int:
+        """Read back what is due at one destination after another, where this process leads."""
+        for outlet in self._outlets.values():
+            if not self._is_leading:
+                break
+            if outlet.plan.url is None:
+                continue
+            failure = confirm.confirm(
+                self.db,
+                outlet.destination.id,
+                _stored(outlet, outlet.plan.url),
+                self._clock.now_ms(),
+                traits=outlet.traits,
+                allowance=self._allowance(outlet),
+                dice=random.random,
+            )
+            if failure is not None:
+                log.warning("delivered jobs cannot be confirmed: %s", failure)
+        return CONFIRM_MS
+
+    def _allowance(self, outlet: Outlet) -> confirm.Allowance:
+        destination_id = outlet.destination.id
+        if destination_id not in self._allowances:
+            readback.resume_read_back(self.db, destination_id)
+            self._allowances[destination_id] = confirm.Allowance(
+                outlet.plan.queries_per_minute, 1, self._clock.now_ms()
+            )
+        return self._allowances[destination_id]
+
+
+def _stored(outlet: Outlet, url: str) -> confirm.Fetch:
+    def fetch(start_ms: int, request_ids: Sequence[uuid.UUID]) -> Mapping[uuid.UUID, bool] | confirm.Unread:
+        try:
+            return outlet.client.stored(url, start_ms=start_ms, request_ids=request_ids)
+        except ReadBackError as error:
+            return confirm.Unread(str(error))
+
+    return fetch
+
+
+def from_environment(sources: Sources, environ: Mapping[str, str]) -> CentralWorker:
+    """The worker that these variables mean. Raises what Worker raises, and sqlite3.Error where the server is away."""
+    url = environ[DATABASE_URL]
+    return CentralWorker(sources, url, environ.get(LISTEN_URL, "") or url)

@@ -1,0 +1,235 @@
+"""One worker of the centre in this process, its threads with it: what it says while it ends, and after it was away."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.database.postgres import PostgresLedger
+from app.delivery.sender import Sender
+from app.exporters.outcome import Outcome
+from app.fleet import presence, tenants
+from app.fleet.worker import CentralWorker
+from app.ledger import claims, destinations, flow, maintenance, versions
+from app.ledger.job import Body, Claim, Version
+from app.settings.lookup import typed
+from tests.support.postgres import Server
+from tests.support.processes import Station
+from tests.support.servers import api_key
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.postgres
+
+LEASE_MS = 60_000
+
+
+@pytest.fixture
+def ledger(postgres_server: Server) -> Iterator[PostgresLedger]:
+    with closing(postgres_server.emptied()) as db:
+        yield db
+
+
+class Posts:
+    """POSTs that are answered when the test says so."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.may_end = threading.Event()
+        self.times = 0
+
+    def post(self, _: Body) -> Outcome:
+        self.times += 1
+        self.begun.set()
+        assert self.may_end.wait(60)
+        return Outcome("accepted", "ok", status=200)
+
+
+@pytest.fixture
+def posts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Posts]:
+    made = Posts()
+    monkeypatch.setattr(Sender, "post", lambda _, body: made.post(body))
+    yield made
+    made.may_end.set()
+
+
+class Running:
+    """A worker with Huey's own threads; its main thread is the test's."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        station = Station(folder, "http://127.0.0.1:9")
+        self.worker = CentralWorker(typed(station.environ, folder), server.url, server.url)
+        self.consumer: Any = self.worker.huey.create_consumer(workers=2, periodic=False)
+        self.consumer._set_signal_handlers = lambda: None  # the test's own stay
+        self.name = self.worker._name
+
+    def stop(self) -> None:
+        self.consumer.stop_flag.set()
+
+    def end(self) -> None:
+        self.stop()
+        if self.worker._has_begun:
+            self.consumer.stop(graceful=True)
+        for thread in threading.enumerate():
+            if thread.name in {"poller", "listener", "confirm"}:
+                thread.join(60)
+        self.worker.queue.close()
+        self.worker.leave()
+
+
+@pytest.fixture
+def running(
+    postgres_server: Server, ledger: PostgresLedger, posts: Posts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Running]:
+    assert ledger.is_current()
+    monkeypatch.setattr(presence, "BEAT_MS", 50)
+    made = Running(postgres_server, tmp_path)
+    yield made
+    posts.may_end.set()
+    made.end()
+
+
+def put(db: PostgresLedger, number: int = 0) -> int:
+    (destination_id,) = db.execute("select id from destination").fetchone()
+    version = Version(f"ses_{number}", f"ses_{number}", "t", f"{number:064x}", 0, "", "")
+    versions.insert(db, destination_id, version, [Body(uuid.uuid4(), b"{}")], now_ms=presence.server_ms(db))
+    return int(destination_id)
+
+
+def seen_ms(db: PostgresLedger, name: str) -> int | None:
+    row = db.execute("select seen_ms from worker where name = ?", (name,)).fetchone()
+    return None if row is None else int(row["seen_ms"])
+
+
+def test_a_worker_that_ends_lives_until_its_last_post_is_answered(
+    ledger: PostgresLedger, running: Running, posts: Posts
+) -> None:
+    put(ledger)
+    running.consumer.start()
+    assert posts.begun.wait(60)
+    running.stop()
+    stopped_ms = presence.server_ms(ledger)
+    wait_until(lambda: (seen_ms(ledger, running.name) or 0) > stopped_ms)
+    assert presence.dead(ledger, maintenance.leasing_workers(ledger)) == []
+    posts.may_end.set()
+    running.end()
+    assert seen_ms(ledger, running.name) is None
+    row = ledger.execute("select state, attempt, kills from job").fetchone()
+    assert (tuple(row), posts.times) == (("delivered", 1, 0), 1)
+
+
+def test_what_could_not_be_written_is_released_when_the_worker_ends(ledger: PostgresLedger, running: Running) -> None:
+    presence.beat(ledger, running.name, {})
+    running.worker._threads = 1
+    running.worker._unfinished.append(leased(ledger, running.name))
+    running.stop()
+    running.worker._end()
+    assert seen_ms(ledger, running.name) is None
+    assert tuple(ledger.execute("select state, worker, kills from job").fetchone()) == ("pending", None, 0)
+
+
+def leased(db: PostgresLedger, worker: str) -> Claim:
+    destination_id = put(db)
+    found = claims.claim(
+        db, destination_id, f"{0:064x}", worker=worker, now_ms=presence.server_ms(db), lease_ms=LEASE_MS
+    )
+    assert found is not None
+    return found
+
+
+def test_a_probe_that_is_let_go_may_be_followed_by_another_one(ledger: PostgresLedger, running: Running) -> None:
+    destination_id = put(ledger)
+    now_ms = presence.server_ms(ledger)
+    flow.pause(ledger, destination_id, health="down", reason="-", count=1, probe_ms=now_ms, now_ms=now_ms)
+    found = claims.claim(ledger, destination_id, f"{0:064x}", worker=running.name, now_ms=now_ms, lease_ms=LEASE_MS)
+    assert found is not None
+    assert found.is_probe
+    running.worker._interrupted()
+    probe_ms = destinations.by_id(ledger, destination_id).probe_ms
+    assert probe_ms is not None
+    assert probe_ms < now_ms + LEASE_MS
+
+
+def test_who_was_away_itself_takes_nobody_for_dead(
+    ledger: PostgresLedger, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the network was away for all of them, and this one is back first."""
+    monkeypatch.setattr(presence, "is_starting", lambda _: False)
+    leased(ledger, "another")
+    look = look_of(running)
+    look()
+    assert held(ledger) == "another"
+    running.worker._steady_since_ms -= presence.MISSING_MS
+    running.worker._looked_ms = presence.server_ms(ledger) - presence.SILENT_MS
+    look()
+    assert held(ledger) == "another"
+    running.worker._steady_since_ms -= presence.MISSING_MS
+    look()
+    assert held(ledger) is None
+
+
+def look_of(running: Running) -> Callable[[], int]:
+    return running.worker._look
+
+
+def held(db: PostgresLedger) -> str | None:
+    found: str | None = db.execute("select worker from job").fetchone()["worker"]
+    return found
+
+
+def test_a_restart_of_the_server_is_seen_through_a_connection_that_outlived_it(
+    ledger: PostgresLedger, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a pooler's does."""
+    leased(ledger, "another")
+    started = [False]
+    monkeypatch.setattr(presence, "is_starting", lambda _: started[0])
+    look = look_of(running)
+    ledger.execute("update job set worker = 'a third'")
+    presence.beat(ledger, "a third", {})
+    look()
+    running.worker._steady_since_ms -= presence.MISSING_MS
+    look()
+    assert held(ledger) == "a third"
+    started[0] = True
+    presence.withdraw(ledger, "a third")
+    look()
+    assert held(ledger) == "a third"
+
+
+def test_a_tenant_whose_key_is_none_stops_nobody_else(
+    ledger: PostgresLedger, running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = "no\nkey"
+    bad = tenants.add_tenant(ledger, "bad", endpoint="https://helicone.test", key=wrong)
+    good = tenants.add_tenant(ledger, "good", endpoint="https://helicone.test", key=api_key())
+    for _ in range(2):
+        look_of(running)()
+    assert good.destination_id in running.worker._outlets
+    assert bad.destination_id not in running.worker._outlets
+    assert [one.message.partition(":")[0] for one in caplog.records] == ["tenant bad is delivered nothing"]
+    assert "key" not in caplog.text.replace("API key", "")
+
+
+def test_nothing_is_too_old_for_a_server_whose_clock_has_just_jumped(ledger: PostgresLedger, running: Running) -> None:
+    put(ledger)
+    ledger.execute("update job set enqueued_ms = 0")
+    running.worker._look_after(presence.server_ms(ledger))
+    assert ledger.execute("select state from job").fetchone()["state"] == "pending"
+
+
+def test_a_consumer_whose_listener_is_away_delivers_all_the_same(
+    ledger: PostgresLedger, running: Running, posts: Posts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = threading.Event()
+    monkeypatch.setattr(running.worker, "_listen", lambda: heard.wait(60) and 0)
+    running.consumer.start()
+    wait_until(lambda: running.worker.queue._storage._is_empty_at >= 0)
+    put(ledger)
+    assert posts.begun.wait(60)
+    heard.set()
