@@ -14,6 +14,7 @@ import sqlite3
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.table import Row, page
@@ -40,6 +41,8 @@ def machine() -> str:
     return (
         f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f} as it began; "
         f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {packages}"
+        # Huey's consumer loads it wherever it is.
+        f"{', with psycopg' if find_spec('psycopg') else ''}"
     )
 
 
@@ -50,6 +53,8 @@ def main() -> int:
         sys.exit(f"no option {', '.join(sorted(unknown))}")
     if "--write" in options and (tuple(names) != NAMES or "--short" in options):
         sys.exit("--write takes all of them, and not in short")
+    if sys.dont_write_bytecode:
+        sys.exit("PYTHONDONTWRITEBYTECODE is set: each start would be one that compiles everything. Unset it.")
     began, where = datetime.now(UTC).date(), machine()
     found: dict[str, list[Row]] = {}
     for name in names:

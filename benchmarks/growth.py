@@ -9,6 +9,7 @@ some dead ones with attempts. Of the shapes the table shows, for each look, the 
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import tempfile
@@ -180,9 +181,11 @@ class Site:
         sweep = PolicySweep(
             PolicyCheck(sources), Recapturer(folder / "no store", ours.id, self.spool.hooks), ours.id, self.log
         )
-        queue = Queue(self.spool.path, ours.id)
-        opened.callback(queue.close)
-        self.poller = Poller(ours, self.settings, self.spool, queue, sweep, self.room, is_sending=True, log=self.log)
+        self.queue = Queue(self.spool.path, ours.id)
+        opened.callback(self.queue.close)
+        self.poller = Poller(
+            ours, self.settings, self.spool, self.queue, sweep, self.room, is_sending=True, log=self.log
+        )
         self.claimed: Claim | None = None
 
     def log(self, message: str) -> None:
@@ -245,8 +248,17 @@ def _tick(site: Site) -> None:
     site.poller.tick(site.db, Reading(NOW_MS, 0))
 
 
+def _answer(site: Site) -> None:
+    """A thread takes one wake, so that the next tick has one to give, however many sessions there are."""
+    message = site.queue.huey.storage.dequeue()
+    if message is not None:
+        (key,) = json.loads(message)["args"]
+        site.queue._woken_s.pop(key)  # noqa: SLF001 - as Huey does it before it calls us
+
+
 def _prune_next(site: Site) -> None:
     """The next tick does what is otherwise done once a minute."""
+    _answer(site)
     site.poller._pruned_ms = 0  # noqa: SLF001 - the clock stands still here, and no lease runs out
 
 
@@ -258,7 +270,7 @@ LOOKS: tuple[tuple[str, Callable[[Site], None], Callable[[Site], None]], ...] = 
     ("status", _status, _nothing),
     ("dead letters by reason", _groups, _nothing),
     ("what is too old", _aged, _nothing),
-    ("the worker's whole tick", _tick, _nothing),
+    ("the worker's whole tick", _tick, _answer),
     ("the tick of each minute", _tick, _prune_next),
 )
 """What it is, what is measured of it, and what is done after it so that the next time is the same."""

@@ -30,7 +30,14 @@ INSIDE_OF_FUNCTIONS = {
     "app.recall.compare": "90 ms",
     "app.verify.remote_check": "90 ms",
     "app.worker": "100 ms",
+    # What the extra `fleet` brings.
+    "app.fleet.worker": "the extra",
+    "app.fleet.tenants": "the same",
+    "app.fleet.presence": "the same",
+    "app.operations.fleet": "the same",
+    "app.intake.server": "the same",
     "app.transcript.parse": "20 ms: who asks OpenCode's store for titles alone does without",
+    "html": "0.7 MB: a worker to which nothing was refused",
     # On a terminal alone.
     "rich.console": "20 ms",
     "rich.progress": "30 ms",

@@ -226,7 +226,7 @@ class Backfill:
             project.sessions += 1
             project.logs += sum(export.record_count for export in wanted)
             turns = {export.turn for export in wanted} - {SESSION_RECORD}
-            known = history.exported(self._db, self._destination_id, session.id)
+            known = history.exported(self._db, self._destination_id, session.id, with_identities=False)
             project.turns += len(turns)
             project.replaced += len(turns & {one.turn for one in known if one.state != "dropped"})
 
@@ -236,7 +236,7 @@ class Backfill:
 
     def _capture(self, project: Project) -> Capture | None:
         """How the project is captured; None where nothing of it may be sent, which it then says."""
-        settings, capturing = self._folders.find(project.directory)
+        settings, capturing = self._folders.find(project.directory, to_redact=False)
         project.reason = why_nothing(settings)
         project.is_refused = bool(settings.held)
         return None if project.reason else capturing

@@ -127,7 +127,8 @@ def enqueue(  # noqa: PLR0913 - the documented call; two of them have defaults
         return done
     whole, transcript = transcript, own_turns(db, transcript, place.destination_id)
     done.copied = len(whole.turns) - len(transcript.turns)
-    ready, done.waiting = _versions(db, transcript, capture, place, request)
+    identity = identity_of(db, transcript, capture, place)
+    ready, done.waiting = _versions(transcript, capture, identity, place, request)
     seen: list[Version] = []
     for export, version in ready:
         if request.only is None or export.turn in request.only:
@@ -148,7 +149,9 @@ def decisions_on(
 ) -> Iterator[tuple[Export, Decision]]:
     """What `enqueue` would do with each final turn and with the session's record, told without doing it."""
     if _shown_under(db, transcript, place) is None:
-        ready, _ = _versions(db, own_turns(db, transcript, place.destination_id), capture, place, request)
+        transcript = own_turns(db, transcript, place.destination_id)
+        # Whether it is wanted has nothing to do with the session's name.
+        ready, _ = _versions(transcript, capture, _kept_identity(db, transcript, capture, place), place, request)
         for export, version in ready:
             yield export, versions.decision_on(db, place.destination_id, version, request.reopen)
 
@@ -184,11 +187,10 @@ def _shown_under(db: sqlite3.Connection, transcript: Transcript, place: Place) -
 
 
 def _versions(
-    db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place, request: Request
+    transcript: Transcript, capture: Capture, identity: Identity, place: Place, request: Request
 ) -> tuple[list[tuple[Export, Version]], list[Turn]]:
     """Each job to be, as the ledger would know it; and the turns that wait."""
     session = transcript.session
-    identity = identity_of(db, transcript, capture, place)
     policy, user_id = capture.policy, identity.user_id
     ready, waiting = split(transcript, capture, identity, abandoned=request.abandoned)
 
@@ -273,11 +275,16 @@ def body_of(record: Record) -> Body:
 
 def identity_of(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> Identity:
     """What the session's records have in common for ever: as the ledger keeps it, or is to keep it from now on."""
-    known = versions.session_identity(db, place.destination_id, transcript.session.id)
-    identity = known[1] if known is not None else _first_identity(db, transcript, capture, place)
+    identity = _kept_identity(db, transcript, capture, place)
     if identity.encoding == 1 or identity.session_name is not None or capture.policy.mode == "off":
         return identity
     return replace(identity, session_name=session_name(transcript.session, capture, identity))
+
+
+def _kept_identity(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> Identity:
+    """The same, without the name where none is kept."""
+    known = versions.session_identity(db, place.destination_id, transcript.session.id)
+    return known[1] if known is not None else _first_identity(db, transcript, capture, place)
 
 
 def _first_identity(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> Identity:

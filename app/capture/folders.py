@@ -29,17 +29,21 @@ class Folders:
         self._found: dict[str, tuple[tuple[str, ...], Capture | None]] = {}
         """With the values that each masks."""
 
-    def find(self, directory: str | None) -> tuple[Settings, Capture | None]:
-        """Its settings, and its capture unless it is held or `enable` is false. Raises SettingsError, PatternError."""
+    def find(self, directory: str | None, *, to_redact: bool = True) -> tuple[Settings, Capture | None]:
+        """Its settings, and its capture unless it is held or `enable` is false. Raises SettingsError, PatternError.
+
+        Whoever has nothing `to_redact` does without what became known as a secret since the folder was found first.
+        """
         name = folder(self._db, directory)
         if name not in self._settings:
             options = folders.folder_options(self._db, name) or {}
             self._settings[name] = self._sources.load(directory or None, recorded=options)
         settings = self._settings[name]
-        known = self._keyring.learn(self._sources.documents(directory or None), own_secrets(settings))
-        if name not in self._found or self._found[name][0] is not known:
-            is_captured = settings.enable and not settings.held
-            self._found[name] = (known, capture(settings, known) if is_captured else None)
+        if to_redact or name not in self._found:
+            known = self._keyring.learn(self._sources.documents(directory or None), own_secrets(settings))
+            if name not in self._found or self._found[name][0] is not known:
+                is_captured = settings.enable and not settings.held
+                self._found[name] = (known, capture(settings, known) if is_captured else None)
         return settings, self._found[name][1]
 
 

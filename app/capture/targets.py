@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 
+from app.database.connection import Database
 from app.database.open import open_ledger
 from app.ledger import destinations, folders
 from app.ledger.destinations import Destination
@@ -13,7 +14,7 @@ from app.settings.model import HELICONE, Settings
 from app.settings.views import folder_record
 
 
-def target(db: sqlite3.Connection, settings: Settings, now_ms: int) -> Destination:
+def target(db: Database, settings: Settings, now_ms: int) -> Destination:
     """The destination that these settings mean; made when it is new.
 
     Without a key and without a chosen endpoint it is the one destination that any first key may take over.
@@ -25,13 +26,13 @@ def target(db: sqlite3.Connection, settings: Settings, now_ms: int) -> Destinati
     return found
 
 
-def meant(db: sqlite3.Connection, settings: Settings) -> tuple[str, str]:
+def meant(db: Database, settings: Settings) -> tuple[str, str]:
     """(endpoint, key fingerprint): what tells that destination from others."""
     chosen = settings.credential or "endpoint" in settings.origins
     return (normalise(settings.endpoint) if chosen else ""), destinations.fingerprint(db, settings.credential)
 
 
-def find_target(db: sqlite3.Connection, settings: Settings) -> Destination | None:
+def find_target(db: Database, settings: Settings) -> Destination | None:
     """Find the destination as `target` does, for those who only look: None when there is no such one yet."""
     ours = meant(db, settings)
     return next((one for one in destinations.destinations(db) if (one.endpoint, one.key_fingerprint) == ours), None)

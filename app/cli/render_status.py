@@ -24,9 +24,14 @@ def overview_lines(status: Status, now_ms: int) -> Iterator[str]:
     if found.todo:
         yield f"  {found.todo}"
     sessions = status.sessions
-    told = {"delivered": sessions.delivered, "waiting": sessions.waiting, "with dead jobs": sessions.dead}
-    told["to be read"] = sum(one.sessions for one in status.unread)
-    numbers = [f"{count} {name}" for name, count in told.items() if count]
+    more = " or more" if sessions.delivered is None else ""
+    told = {
+        " delivered": sessions.delivered,
+        f"{more} waiting": sessions.waiting,
+        f"{more} with dead jobs": sessions.dead,
+    }
+    told[" to be read"] = sum(one.sessions for one in status.unread)
+    numbers = [f"{count}{name}" for name, count in told.items() if count]
     yield f"sessions: {', '.join(numbers) or 'none yet'}"
     last = status.last_delivery
     if last is not None:

@@ -46,13 +46,18 @@ def listening(host: str, port: int) -> socket.socket:
     """A listening socket on loopback; port 0 takes a free one. Raises ListenError."""
     if not is_loopback(host):
         raise ListenError(f"it shows transcripts and has no users: {host} is not a loopback address")
+    return listening_anywhere(host, port)
+
+
+def listening_anywhere(host: str, port: int) -> socket.socket:
+    """A listening socket on any address of this machine; port 0 takes a free one. Raises ListenError."""
     # asyncio turns Nagle's delay off only for sockets that say TCP; without that, each answer takes 40 ms.
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host.strip("[]"), port))
         bound.listen(BACKLOG)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError) as error:  # TypeError: a name that cannot be spelled as a host
         bound.close()
         is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         kind = PortTakenError if is_taken else ListenError
@@ -65,13 +70,13 @@ def address(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def server(app: ASGIApp) -> uvicorn.Server:
+def server(app: ASGIApp, request_s_max: float = REQUEST_S_MAX) -> uvicorn.Server:
     """The web server that these applications are made for; `run(sockets=[listening(...)])` starts it."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
             loop="asyncio",
-            http=_Impatient,
+            http=type("Impatient", (_Impatient,), {"request_s_max": request_s_max}),
             backlog=BACKLOG,
             ws="none",
             lifespan="on",
@@ -86,12 +91,13 @@ def server(app: ASGIApp) -> uvicorn.Server:
 class _Impatient(H11Protocol):
     """One connection, which is to become a whole request soon: anybody on this machine may open many."""
 
+    request_s_max = REQUEST_S_MAX
     deadline: asyncio.TimerHandle | None = None
     """While no whole request is here."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the class above
         super().connection_made(transport)
-        self.deadline = self.loop.call_later(REQUEST_S_MAX, transport.abort)
+        self.deadline = self.loop.call_later(self.request_s_max, transport.abort)
         if len(self.connections) > CONNECTIONS_MAX:
             waiting = [one for one in self.connections if isinstance(one, _Impatient) and one.deadline is not None]
             min(waiting, key=_until).transport.abort()
@@ -101,7 +107,7 @@ class _Impatient(H11Protocol):
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._wait_no_more()
         elif self.deadline is None:
-            self.deadline = self.loop.call_later(REQUEST_S_MAX, self.transport.abort)
+            self.deadline = self.loop.call_later(self.request_s_max, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()

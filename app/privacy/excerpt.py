@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import html
 import json
 import re
 import unicodedata
@@ -58,6 +57,8 @@ def _text(answer: bytes) -> str | None:
 
 def repeats(text: str, sent: bytes) -> bool:
     """Whether the text holds a run of letters and digits of the record `sent`, however it is escaped or written."""
+    import html  # noqa: PLC0415 - its names take 0.7 MB of each worker
+
     spellings = {text, html.unescape(text)}
     views = {view.data for spelling in spellings for view in layers(View(spelling.encode("utf-8", "replace")))}
     bare = [one for data in views for one in _bare(data.decode("utf-8", "replace"))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, TypeAlias, get_args
 
 Mode = Literal["full", "metadata_only", "off"]
@@ -20,6 +21,7 @@ class Policy:
     redact_secrets: bool
     prefix: str
 
+    @lru_cache(maxsize=64)  # noqa: B019 - asked for each turn, and there are few
     def facts(self, user_id: str) -> str:
         """The policy as JSON to be kept with a job, equal for equal policies. `user_id` is '' for none.
 
@@ -27,6 +29,7 @@ class Policy:
         """
         return json.dumps(self._facts(user_id, sorted(map(_mark, self.patterns))), sort_keys=True)
 
+    @lru_cache(maxsize=64)  # noqa: B019 - the same
     def digest(self, user_id: str) -> str:
         """SHA-256 (hex) of the policy; one half of a job's key."""
         return hashlib.sha256(

@@ -61,6 +61,7 @@ _SPELLED_MAX = 64
 """Latin letters that stand for one character."""
 _EDGE = 64
 """What is found so near to the end of a stretch may go on behind it."""
+_CLEAN_CHARACTERS_MAX, _CLEAN_MAX = 64, 4096
 _DECODED_COST = 32
 """How much more a byte of a stretch costs than one that is only read."""
 T = TypeVar("T")
@@ -88,6 +89,8 @@ class Redaction:
     """A text without them holds no known value."""
     done: Mapping[str, tuple[str, HitCounts]] = field(default_factory=dict, repr=False, compare=False)
     """What some texts have become, and what was hit in them, before they are asked for."""
+    _clean: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    """Short texts in which nothing was found: names and words come again and again. No copy with other rules has it."""
 
     @staticmethod
     def compile(patterns: Sequence[str], *, secrets: bool = True, known_values: Sequence[str] = ()) -> Redaction:
@@ -97,8 +100,15 @@ class Redaction:
 
     def text(self, value: str, hits: Counter[str] | None = None) -> str:
         """The value with all that matches as `[REDACTED]`. Lone surrogates become U+FFFD, as UTF-8 has none."""
+        if value in self._clean:
+            return value
         if value not in self.done:
-            return finished(self.steps(value, hits))
+            shown = finished(self.steps(value, hits))
+            if shown is value and len(value) <= _CLEAN_CHARACTERS_MAX:
+                if len(self._clean) >= _CLEAN_MAX:
+                    self._clean.clear()
+                self._clean.add(value)
+            return shown
         shown, of_it = self.done[value]
         if hits is not None:
             hits.update(of_it)
@@ -120,7 +130,10 @@ class Redaction:
         return data.decode("utf-8", "replace")
 
     def json(self, value: Json, hits: Counter[str] | None = None) -> Json:
-        """Keys and values, recursively. What stands under a key named like a secret is replaced whole."""
+        """Keys and values, recursively; the value itself where nothing in it was taken out.
+
+        What stands under a key named like a secret is replaced whole.
+        """
         return self._json(value, hits, 0)
 
     def _json(self, value: Json, hits: Counter[str] | None, depth: int, name: str = "") -> Json:
@@ -134,7 +147,8 @@ class Redaction:
             described = described_pieces(value)
             items: list[Json] = value if described is None else [*described]
             beside = self._beside(items, hits, name)
-            return [self._json(beside.get(at, inner), hits, depth + 1, name) for at, inner in enumerate(items)]
+            made = [self._json(beside.get(at, inner), hits, depth + 1, name) for at, inner in enumerate(items)]
+            return value if len(made) == len(value) and all(map(is_, made, value)) else made
         if isinstance(value, dict):
             return self._object(value, hits, depth, name)
         digits = json.dumps(value)
@@ -152,7 +166,8 @@ class Redaction:
             made[unique] = (
                 _masked("named value", hits) if is_secret else self._json(beside.get(key, inner), hits, depth + 1, key)
             )
-        return made
+        is_same = all(map(is_, made, value)) and all(map(is_, made.values(), value.values()))
+        return value if is_same else made
 
     def _beside(
         self, value: dict[str, Json] | list[Json], hits: Counter[str] | None, name: str
@@ -327,6 +342,7 @@ _STAYS = frozenset(
     }
 )
 """What Helicone tells records apart by, and words of OpenCode's or this program's own. All other text is redacted."""
+_WITHOUT_TEXT = frozenset({"int", "int | None", "float", "bool"})
 _NAMES = frozenset({"agent", "mode", "finish", "directory", "origin"})
 
 
@@ -362,7 +378,9 @@ def _redacted(value: T, redaction: Redaction, hits: Counter[str] | None) -> T:
 
 @cache
 def _fields(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind) if (kind, field.name) not in _STAYS)
+    return tuple(
+        field.name for field in fields(kind) if (kind, field.name) not in _STAYS and field.type not in _WITHOUT_TEXT
+    )
 
 
 def _named(value: str, redaction: Redaction, hits: Counter[str] | None) -> str:

@@ -71,7 +71,13 @@ class Audited:
 
 
 def delivered_turns(
-    db: sqlite3.Connection, destination_id: int, session: str, since_ms: int = 0, *, or_waiting: bool = False
+    db: sqlite3.Connection,
+    destination_id: int,
+    session: str,
+    since_ms: int = 0,
+    *,
+    or_waiting: bool = False,
+    with_identities: bool = True,
 ) -> dict[str, list[Exported]]:
     """The versions of each turn of which anything may be at Helicone, the current one last.
 
@@ -79,7 +85,7 @@ def delivered_turns(
     something may get there yet.
     """
     turns: dict[str, list[Exported]] = {}
-    for version in exported(db, destination_id, session):
+    for version in exported(db, destination_id, session, with_identities=with_identities):
         turns.setdefault(version.turn, []).append(version)
     counted = {"pending", "dead"} if or_waiting else set()
     return {
@@ -150,14 +156,14 @@ class _Comparison:
         if self._today is None or self._today.policy.mode != "full":
             self._withhold(turn, bare, made)
             return
-        under: dict[str, tuple[_Encoded, _Encoded]] = {}
+        under: dict[str, tuple[Capture, _Encoded, _Encoded]] = {}
         for request_id, (one, policy) in made.items():
             if _is_withheld(policy):
                 continue
-            then = as_made(self._today, policy)
             if policy not in under:
-                under[policy] = self._under(turn, self._today, then)
-            now_made, then_made = under[policy]
+                then = as_made(self._today, policy)
+                under[policy] = (then, *self._under(turn, self._today, then))
+            then, now_made, then_made = under[policy]
             record = now_made.records.get(request_id)
             if record is None or (one is not None and one.digest == digest_of(record)):
                 continue

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from app.capture.enqueue import body_of
 from app.capture.export import Export, split
 from app.exporters.encoder import Record
 from app.ledger.history import Exported
@@ -17,6 +17,9 @@ from app.privacy.terms import Capture
 from app.recall.rewrite import Problem, Refusal
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript
+
+_NOTHING = Redaction((), secrets=False, known=None)
+"""Takes nothing out."""
 
 
 class Encodings:
@@ -39,7 +42,7 @@ class Encodings:
     def bare(self, today: Capture | None) -> Mapping[str, Export]:
         """Exports with all texts as they are: to look into, never to be kept."""
         policy = Policy("full", (), redact_secrets=False, prefix=today.policy.prefix if today else "")
-        return self._encode(Capture(policy, Redaction((), secrets=False, known=None), "", self._kind))
+        return self._encode(Capture(policy, _NOTHING, "", self._kind))
 
     def _encode(self, capture: Capture) -> Mapping[str, Export]:
         ready, _ = split(self._transcript, capture, self._identity, abandoned=True)
@@ -103,7 +106,7 @@ def identities(versions: Sequence[Exported]) -> dict[str, tuple[RecordIdentity, 
 
 
 def digest_of(record: Record) -> bytes:
-    return body_of(record).digest[:DIGEST_BYTES]
+    return hashlib.sha256(record.body).digest()[:DIGEST_BYTES]
 
 
 def as_made(today: Capture, policy: str) -> Capture:
@@ -112,7 +115,8 @@ def as_made(today: Capture, policy: str) -> Capture:
     kept = zip(today.policy.patterns, today.redaction.patterns, strict=True)
     compiled = tuple(one for pattern, one in kept if pattern in made.patterns)
     redaction = replace(today.redaction, patterns=compiled, secrets=made.redact_secrets)
-    return replace(today, policy=made, redaction=redaction)
+    # What is equal is the same: it knows what it has seen.
+    return replace(today, policy=made, redaction=today.redaction if redaction == today.redaction else redaction)
 
 
 def _binding(versions: Sequence[Exported]) -> list[Exported]:

@@ -106,7 +106,9 @@ class Recall:
 
     def matching(self, session: str) -> frozenset[str] | Problem:
         """The turns sent in full of which a record matches the pattern, without any redaction. Raises StoreError."""
-        turns = self._delivered(session, None).turns
+        turns = delivered_turns(
+            self._db, self._destination_id, session, self._since_ms, or_waiting=True, with_identities=False
+        )
         if not turns:
             return frozenset()
         try:

@@ -36,6 +36,7 @@ POINTS = (
     "erase.beginning",  # what a person wants gone is deleted, and lies in the files
     "erase.rewritten",  # the ledger is rewritten, as far as the log is copied into it
     "erase.finishing",  # it is in no file any more, and still noted
+    "intake.committed",  # a log is in the ledger, and its machine has no answer yet
     "worker.ending",  # the worker was told to end; its lock file is still there
 )
 """Every point there is."""

@@ -19,7 +19,7 @@ _DATA_URL = re.compile(
     r"(?:;base64,(?P<base64>(?:[a-z0-9+/_=-]|\\/|%[0-9a-f]{2})+)|,(?P<plain>[^\s\"'<>()\\`]+))",
     re.IGNORECASE,
 )
-_NO_DIGITS = {ord(character): None for character in "=\\\r\n"}
+_NO_DIGITS = "=\\\r\n"
 _COLON = re.compile(r":(?<=[dD][aA][tT][aA]:)")
 """That of `data:`; a search for one fixed letter is ten times as fast as one that ignores case."""
 
@@ -54,4 +54,4 @@ def _without_url(found: re.Match[str]) -> str:
 def _base64_bytes(payload: str) -> int:
     """Four base64 digits hold three bytes; padding and line ends hold none."""
     digits = unquote_to_bytes(payload).decode("latin-1") if "%" in payload else payload
-    return len(digits.translate(_NO_DIGITS)) * 3 // 4
+    return (len(digits) - sum(map(digits.count, _NO_DIGITS))) * 3 // 4

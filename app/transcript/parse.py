@@ -271,6 +271,6 @@ def _digest(
 ) -> str:
     told: list[Json] = [[session_digest(child.session), *(turn.digest for turn in child.turns)] for child in children]
     # In the order of their keys, as everywhere; what is undone says so, and everything else says nothing about it.
-    subagents, names = canonical(told, "sessions"), canonical([session.id, name], "turn")
+    subagents, names = canonical(told, "sessions") if told else ("[]",), canonical([session.id, name], "turn")
     undone = ',"undone":true}' if is_undone else "}"
     return sha256(('{"messages":[', *joined(messages), '],"subagents":', *subagents, ',"turn":', *names, undone))

@@ -117,12 +117,14 @@ class Verification:
         has_record = encoder_of(self._kind).count(transcript.session) > 0
         turns = [one for one in stored_turns(transcript) if has_record or one.name != SESSION_RECORD]
         sealed = frozenset(
-            turn.id for turn in transcript.turns if any_sealed(self._db, self.destination_id, list(children(turn)))
+            turn.id
+            for turn in transcript.turns
+            if (inside := [*children(turn)]) and any_sealed(self._db, self.destination_id, inside)
         )
         if not all(turn.is_final for turn in turns):  # it may be written to meanwhile
             changed_ms = self._store.changed_ms(session.id) or changed_ms
         at = replace(self._circumstances(session, changed_ms), sealed=sealed)
-        known = exported(self._db, self.destination_id, session.id)
+        known = exported(self._db, self.destination_id, session.id, with_identities=False)
         return session_status(first, turns, known, at, transcript.unreadable)
 
     def is_anybody_alive(self) -> bool:
@@ -130,7 +132,7 @@ class Verification:
         return bool(present(self._hooks))
 
     def _circumstances(self, session: Head, changed_ms: int) -> Circumstances:
-        settings, capturing = self._folders.find(session.directory)
+        settings, capturing = self._folders.find(session.directory, to_redact=False)
         known = session_identity(self._db, self.destination_id, session.id)
         since_ms = captured_since_ms(self._db, folder(self._db, session.directory))
         return Circumstances(

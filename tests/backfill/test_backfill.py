@@ -16,16 +16,18 @@ import pytest
 from app.backfill import backfill
 from app.capture.config import capture
 from app.capture.export import split
-from app.capture.targets import folder
+from app.capture.targets import folder, target
 from app.cli.options import STOPPED
+from app.ledger import job as ledger_job
 from app.ledger.destinations import destination, destinations
 from app.ledger.folders import remember_folder
 from app.privacy.policy import Mode
 from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool
+from app.settings.lookup import Sources
 from app.settings.model import Settings
-from app.sources.opencode.store import store_file
+from app.sources.opencode.store import Store, store_file
 from app.transcript.identity import Identity
 from app.transcript.parse import parse
 from tests.sources.opencode.test_store import built
@@ -111,6 +113,23 @@ def test_a_dry_run_tells_new_turns_from_those_that_a_new_pattern_makes_anew(stat
     told = said(typed(station, *stricter, "--json"))
     assert (told["turns"], told["replaced"]) == (2, 1)
     assert "in 2 turns of 2 sessions: 1 new, 1 known and made anew" in typed(station, *stricter).stdout
+
+
+def test_a_login_that_comes_after_the_plan_is_masked_in_what_is_queued(station: Station) -> None:
+    store = Store(stored(station, small()))
+    with backfill.opened(station.spool, dry_run=False) as db:
+        sources = Sources(station.environ, station.home, station.home)
+        ours = target(db, sources.load(), BEGAN_MS)
+        history = backfill.Backfill(db, sources, ours, store, backfill.Choice(since_ms=0))
+        plan = history.plan(clock.now_ms())
+        login = json.dumps({"provider": {"type": "api", "key": "good day"}})
+        (station.home / "data" / "opencode" / "auth.json").write_text(login)
+        queued = backfill.Queued()
+        history.queue(ours, plan.sessions, queued, lambda *_: None, lambda: None)
+        kept = [one.body for job in jobs(station) for one in ledger_job.bodies(db, job["id"], job["key"])]
+    assert queued.new == 2
+    assert any(b"[REDACTED]" in body for body in kept)
+    assert not any(b"good day" in body for body in kept)
 
 
 def test_a_dry_run_marks_folders_that_are_gone(station: Station) -> None:

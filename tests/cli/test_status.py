@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from app.ledger import destinations, flow, folders, notices
-from app.ledger.overview import SessionCounts, last_delivery, session_counts
+from app.ledger.overview import LOOKED_AT_MAX, SessionCounts, last_delivery, session_counts
 from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool
@@ -265,6 +265,30 @@ def test_sessions_are_counted_once_each(station: Station) -> None:
         die(bench, version("t3", session="ses_3"))
         assert session_counts(bench.db) == SessionCounts(delivered=1, waiting=1, dead=1)
     assert "sessions: 1 delivered, 1 waiting, 1 with dead jobs" in typed(station, "status").stdout
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+def test_where_not_all_that_waits_is_looked_at_nothing_is_said_to_be_delivered(
+    station: Station,
+    is_dead: bool,  # noqa: FBT001 - pytest names it
+) -> None:
+    with bench_of(station) as bench:
+        for number in range(LOOKED_AT_MAX):
+            one = version("t1", session=f"ses_{number}")
+            if is_dead:
+                die(bench, one)
+            else:
+                bench.put(one)
+            if number == LOOKED_AT_MAX - 2:
+                assert session_counts(bench.db).delivered == 0
+        found = session_counts(bench.db)
+        bench.put(version("t1", session="one more"))
+        assert found.delivered is None
+        assert (found.dead if is_dead else found.waiting) == LOOKED_AT_MAX
+    told = f"{LOOKED_AT_MAX} or more {'with dead jobs' if is_dead else 'waiting'}"
+    (line,) = (one for one in typed(station, "status").stdout.splitlines() if one.startswith("sessions: "))
+    assert told in line
+    assert "delivered" not in line
 
 
 def test_the_last_delivery_is_found_behind_and_before_a_long_queue(station: Station) -> None:

@@ -12,12 +12,12 @@ import pytest
 from app.database.connection import PATIENT_MS, TURN_S
 from app.delivery.backoff import RetryPolicy
 from app.delivery.deliver import LEASE_MS, UNNOTED_MAX, UNNOTED_MS_MAX, Answered, DeliveryContext, deliver
+from app.delivery.sender import POST_S_MAX
 from app.exporters.outcome import Kind, Outcome
 from app.ledger import claims, destinations, flow, maintenance, pruning
 from app.ledger.destinations import Destination
 from app.ledger.job import Body
 from app.privacy.policy import Post
-from app.worker import POST_S_MAX
 from tests.support.ledger_bench import LedgerBench, accepted, version
 
 MAX_RETRIES = 3
@@ -723,13 +723,14 @@ def test_worker_told_to_stop_finishes_its_post_and_gives_the_rest_back(fake: Fak
 def test_damaged_record_buries_the_job_and_its_session_goes_on(fake: FakeDestination) -> None:
     fake.bench.put(version("t1"), records=2)
     fake.bench.put(version("t2"))
-    fake.bench.db.execute("update record set digest = zeroblob(16) where position = 1")
+    fake.bench.db.execute("update record set digest = ? where position = 1", (bytes(16),))
     assert fake.deliver() == version("t2").key
     assert fake.numbers() == [0]
     assert fake.bench.state(version("t1")) == "dead"
     assert "does not match its checksum" in fake.bench.row(version("t1"))["error"]
 
 
+@pytest.mark.sqlite  # by its pragma
 def test_ledger_that_cannot_be_written_leaves_the_job_to_its_lease(fake: FakeDestination) -> None:
     fake.bench.put(version())
     fake.before_answer = lambda: fake.bench.db.execute("pragma query_only = on")

@@ -12,11 +12,12 @@ import pytest
 from app.backfill.import_files import import_files
 from app.database.connection import PATIENT_MS, TURN_S
 from app.delivery.deliver import LEASE_MS, UNNOTED_MS_MAX
+from app.delivery.sender import ANSWERS, POST_S_MAX, SLOW_S, Sender
 from app.exporters.kinds import traits_of
 from app.exporters.outcome import Outcome
 from app.settings.lookup import Sources
 from app.sources.opencode.export_files import File
-from app.worker import ANSWERS, CONSUMER, POST_S_MAX, SLOW_S, Worker
+from app.worker import CONSUMER, Worker
 from tests.support.processes import Station
 from tests.support.recorded import export_files
 from tests.support.servers import Exchange, request_id_of, scripted, whole
@@ -131,18 +132,23 @@ def test_an_answer_counts_though_its_route_could_not_be_noted(scene: Scene) -> N
     assert len(scene.posted) == RECORDS
 
 
+def sender_of(scene: Scene) -> Sender:
+    assert scene.made._sender is not None
+    return scene.made._sender
+
+
 def test_records_are_posted_several_at_once_where_all_of_the_last_answers_took_long(scene: Scene) -> None:
-    answers_s = scene.made._answers_s
-    assert scene.made._at_once() == 1
+    answers_s = sender_of(scene).answers_s
+    assert sender_of(scene).at_once() == 1
     answers_s.extend([SLOW_S] * ANSWERS)
-    assert scene.made._at_once() == traits_of("helicone").RECORDS_AT_ONCE > 1
+    assert sender_of(scene).at_once() == traits_of("helicone").RECORDS_AT_ONCE > 1
     # After a pause of the destination they are few on purpose.
     scene.made.db.execute("update destination set concurrency = 2")
-    assert scene.made._at_once() == 1
+    assert sender_of(scene).at_once() == 1
     scene.made.db.execute("update destination set concurrency = null")
     # One was quick: it is this machine that is busy.
     answers_s.append(SLOW_S / 2)
-    assert scene.made._at_once() == 1
+    assert sender_of(scene).at_once() == 1
 
 
 def test_an_answer_in_another_thread_is_heard_and_leaves_no_connection_to_the_ledger(scene: Scene) -> None:
@@ -152,7 +158,7 @@ def test_an_answer_in_another_thread_is_heard_and_leaves_no_connection_to_the_le
         opened.append(scene.made.db)
         return Outcome("accepted", "ok", 200), 1
 
-    assert scene.made._beside(post).result(60)[1] == 1
+    assert sender_of(scene).beside(post).result(60)[1] == 1
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         opened[0].total_changes  # noqa: B018 - what a closed connection says to everything
 
@@ -160,4 +166,4 @@ def test_an_answer_in_another_thread_is_heard_and_leaves_no_connection_to_the_le
         raise ValueError("of the client")
 
     with pytest.raises(ValueError, match="of the client"):
-        scene.made._beside(fail).result(60)
+        sender_of(scene).beside(fail).result(60)

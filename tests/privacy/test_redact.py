@@ -442,3 +442,23 @@ def test_what_was_done_ahead_is_taken_with_its_hits() -> None:
 def test_a_text_of_which_nothing_goes_is_not_made_once_more() -> None:
     value = "nothing to see, however long it is " * 1_000
     assert Redaction.compile([EMAIL]).text(value) is value
+
+
+def test_what_other_rules_left_as_it_is_is_looked_at_anew() -> None:
+    redaction = Redaction.compile([], secrets=False)
+    assert redaction.text("a word") == redaction.text("a word") == "a word"
+    assert replace(redaction, patterns=Redaction.compile(["word"]).patterns).text("a word") == f"a {REDACTED}"
+
+
+def test_a_text_that_comes_again_is_counted_again() -> None:
+    redaction, hits = Redaction.compile(["word"]), HitCounts()
+    assert [redaction.text(text, hits) for text in ("a word", "a", "a word", "a")] == [f"a {REDACTED}", "a"] * 2
+    assert hits == {"pattern 1": 2}
+
+
+def test_json_of_which_nothing_goes_is_not_made_once_more() -> None:
+    value: Json = {"a": ["b", 1, {"c": None}], "d": {}}
+    redaction = Redaction.compile(["x"])
+    assert redaction.json(value) is value
+    shown = redaction.json({"same": value, "other": ["x"]})
+    assert shown == {"same": value, "other": [REDACTED]}

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import random
 import signal
@@ -30,13 +29,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from app.runtime.liveness import present
+from tests.stress.enqueuing import Enqueuer
 from tests.stress.hammer_verdict import Ends, Verdict, judge, orphans
-from tests.support.checkout import ROOT
 from tests.support.lean_receiver import LeanProcess, lean_process
-from tests.support.processes import Station, procfile_command
+from tests.support.processes import Station, start_consumer
 
 CONSUMERS = 2
 THREADS = 4
@@ -96,59 +94,6 @@ class Plan:
 
 
 # --- the victims -----------------------------------------------------------------------------------------------------
-
-
-class Enqueuer:
-    """A process that stores snapshots, and the thread that hands them to it, again after each of its deaths."""
-
-    def __init__(self, hammer: Hammer, steps: list[tuple[int, int]]) -> None:
-        self._hammer = hammer
-        self._steps = steps
-        self.stored = 0
-        self.process = self._start()
-        self.thread = threading.Thread(target=self._work, name="enqueuer")
-
-    def _start(self) -> subprocess.Popen[str]:
-        with self._hammer.output() as output:
-            return subprocess.Popen(
-                [sys.executable, "-m", "tests.support.enqueuer"],
-                env=self._hammer.station.environ,
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                text=True,
-            )
-
-    def _work(self) -> None:
-        for session, turns in self._steps:
-            while not self._hammer.may_enqueue() and not self._hammer.over.is_set():
-                time.sleep(0.02)
-            while not self._store(json.dumps({"session": session, "turns": turns})):
-                if self._hammer.over.is_set():
-                    return
-                self.end()
-                self.process = self._start()
-            self.stored += 1
-        self.end()
-
-    def _store(self, line: str) -> bool:
-        """Whether the process said that it is stored; if it died, it may be all the same."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        with suppress(BrokenPipeError):
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
-            return self.process.stdout.readline().strip() == line
-        return False
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            with suppress(BrokenPipeError):  # what it was told last, and did not read
-                if pipe is not None:
-                    pipe.close()
 
 
 @dataclass(slots=True)
@@ -217,6 +162,8 @@ class Hammer:
         self._receiver = receiver
         self.station = Station(folder / "home", receiver.url, variables=SETTINGS)
         self.station.home.mkdir()
+        self._output = self.station.home / "output.log"
+        """Where the processes' own words go."""
         self.over = threading.Event()
         self.struck = Struck()
         steps = plan.steps()
@@ -229,28 +176,11 @@ class Hammer:
         self._steps = sum(len(share) for share in shares)
         with self.station.ledger() as db:
             self._pending = pending(db)
-        self.enqueuers = [Enqueuer(self, share) for share in shares]
+        self.enqueuers = [Enqueuer(self.station, share, self._output, self.may_enqueue, self.over) for share in shares]
         self.consumers = [self._start() for _ in range(CONSUMERS)]
 
-    @contextmanager
-    def output(self) -> Iterator[BinaryIO]:
-        """Where the processes' own words go."""
-        with (self.station.home / "output.log").open("ab") as file:
-            yield file
-
     def _start(self) -> Consumer:
-        command = procfile_command()
-        command[command.index("-w") + 1] = str(THREADS)
-        with self.output() as output:
-            return Consumer(
-                subprocess.Popen(
-                    command,
-                    env=self.station.environ,
-                    cwd=self.station.home,
-                    stdout=output,
-                    stderr=output,
-                )
-            )
+        return Consumer(start_consumer(self.station, THREADS, self._output))
 
     @property
     def share_stored(self) -> float:

@@ -70,7 +70,7 @@ def orphans(db: sqlite3.Connection) -> list[str]:
 def judge(db: sqlite3.Connection, ends: Ends, station: Station) -> Verdict:
     verdict = Verdict()
     _judge_ledger(db, ends, verdict)
-    expected = _expected(ends, station)
+    expected = expected_digests(ends.sessions, station)
     _judge_sends(ends, verdict)
     _judge_rows(ends, expected, station, verdict)
     acknowledged = {
@@ -98,12 +98,12 @@ def _judge_ledger(db: sqlite3.Connection, ends: Ends, verdict: Verdict) -> None:
     verdict.facts["kills of one job, most"] = kills
 
 
-def _expected(ends: Ends, station: Station) -> dict[str, str]:
+def expected_digests(sessions: Mapping[int, int], station: Station) -> dict[str, str]:
     """By request id, the digest of what must be stored in the end: made anew, without any ledger."""
     capturing = capture(unattended(station.environ).load(), ())
     return {
         request_id: digest_of(body)
-        for session, turns in ends.sessions.items()
+        for session, turns in sessions.items()
         for request_id, body in records(session, turns, capturing)
     }
 

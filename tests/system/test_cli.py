@@ -230,11 +230,15 @@ def sections() -> dict[str, str]:
 
 def commands() -> dict[str, Any]:
     """Every command by its full name."""
-    found = {}
-    for name, command in typer.main.get_command(main.command_line([])).commands.items():  # type: ignore[attr-defined]  # a group
-        inner = getattr(command, "commands", None)
-        found.update({f"{name} {below}": one for below, one in inner.items()} if inner else {name: command})
-    return found
+
+    def below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+        if not hasattr(command, "commands"):
+            yield name, command
+            return
+        for inner, one in command.commands.items():
+            yield from below(f"{name} {inner}".strip(), one)
+
+    return dict(below("", typer.main.get_command(main.command_line([]))))
 
 
 def example(command: str) -> Any:

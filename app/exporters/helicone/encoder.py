@@ -40,7 +40,7 @@ def count(what: Session | Turn) -> int:
 
 
 def texts_of(body: bytes) -> list[Json]:
-    told = json.loads(body)
+    told = json.loads(body.decode())
     sides = (told["providerRequest"]["json"], told["providerResponse"]["json"])
     written: list[Json] = [{name: text for name, text in side.items() if name not in _NOT_WRITTEN} for side in sides]
     return [*written, told["providerRequest"]["meta"].get("Helicone-Session-Name", "")]

@@ -107,18 +107,19 @@ def blank(record: Record, root_session_id: str) -> Record:
         case _:
             request = {"model": record.model, "messages": []}
             response = {"object": "chat.completion", "model": record.model, "choices": []}
-    return _with_body(record, root_session_id, Log(request, response, 200, {}, record.start_ms, record.start_ms, None))
+    log = Log(request, response, 200, {}, record.start_ms, record.start_ms, None)
+    return _with_body(record, root_session_id, log, {})
 
 
-def _with_body(record: Record, root_session_id: str, log: Log) -> Record:
-    """The record as the log says it; the log's meta goes behind that by which Helicone knows the record."""
+def _with_body(record: Record, root_session_id: str, log: Log, properties: dict[str, str]) -> Record:
+    """The record as the log says it; the properties go behind that by which Helicone knows the record."""
     meta = {
         "Helicone-Request-Id": record.request_id,
         "Helicone-Session-Id": latin1(root_session_id),
         "Helicone-Session-Name": latin1(record.session_name),
         "Helicone-Session-Path": record.path,
         "Helicone-User-Id": latin1(record.user_id),
-        **log.meta,
+        **properties,
     }
     return replace(record, body=encode(replace(log, meta={name: value for name, value in meta.items() if value})))
 
@@ -221,7 +222,7 @@ def _record(spot: _Spot, kind: Kind, leaf: str, model: str, log: Log) -> Record:
         "message_id": spot.message.id if spot.message is not None else None,
     }
     spelled = readable if frame.encoding > 1 else latin1
-    meta = {f"Helicone-Property-{name}": spelled(value) for name, value in properties.items() if value}
+    told = {f"Helicone-Property-{name}": spelled(value) for name, value in properties.items() if value}
     record = Record(
         request_id=str(uuid.uuid5(REQUEST_IDS, "/".join(steps))),
         kind=kind,
@@ -235,7 +236,7 @@ def _record(spot: _Spot, kind: Kind, leaf: str, model: str, log: Log) -> Record:
         session_name=frame.session_name,
         body=b"",
     )
-    return _with_body(record, frame.root_session_id, replace(log, meta=meta))
+    return _with_body(record, frame.root_session_id, log, told)
 
 
 def _project(spot: _Spot) -> str | None:

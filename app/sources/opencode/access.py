@@ -111,6 +111,8 @@ class Access:
         db.row_factory = sqlite3.Row
         # What is not UTF-8 costs its letters, and no error quotes it.
         db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        # Nothing that is read is written to a file: SQLite would sort there what is longer than its cache.
+        db.execute("pragma temp_store = memory")
         return db
 
     def _close(self) -> None:
@@ -125,7 +127,7 @@ class Access:
                 f"OpenCode keeps its sessions in memory (OPENCODE_DB={IN_MEMORY}), where nobody can read them"
             )
         # SQLite, too, looks for these beside what a symbolic link means.
-        path = os.path.realpath(self.path)
+        path = os.path.realpath(self.path) if os.path.islink(self.path) else str(self.path)  # noqa: PTH114 - as below
         beside = ("-wal", "-shm", "-journal")
         found = _stat(path)
         if found is None or not S_ISREG(found.st_mode):

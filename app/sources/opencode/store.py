@@ -179,7 +179,9 @@ class Store:
 
     def _known(self) -> list[Database]:
         """The files that are there."""
-        return [self._databases.setdefault(path, Database(path)) for path in databases(self.path)]
+        paths = databases(self.path)
+        self._databases |= {path: Database(path) for path in paths if path not in self._databases}
+        return [self._databases[path] for path in paths]
 
     def _has_files(self) -> bool:
         return self.path.name == NAME and self._files.are_there()

@@ -99,10 +99,9 @@ class TableRows:
 
     def listed(self, session: str) -> dict[str, str]:
         known = self._memory.of(session)
-        (count,) = self._db.execute("select count(*) from message where session_id = ?", (session,)).fetchone()
         added = self._since(session, known.newest) if known.newest is not None else []
         # Where other messages came or went than at the end, all are listed anew.
-        if not added or added[0][:2] != known.newest or len(known.listed) + len(added) - 1 != count:
+        if not added or added[0][:2] != known.newest or len(known.listed) + len(added) - 1 != self._count(session):
             known.listed, added = {}, self._since(session)
         known.newest = added[-1][:2] if added else None
         found = {name: created_ms for *_, name, created_ms in added if name not in known.listed}
@@ -166,10 +165,9 @@ class TableRows:
         return {name: known[name] for name in self.listed(session)}
 
     def weighed(self, session: str, messages: list[str]) -> Iterable[tuple[str, int, int]]:
-        (count,) = self._db.execute("select count(*) from message where session_id = ?", (session,)).fetchone()
         wanted = set(messages)
         # Of a whole session the rows are read as they lie, of a few messages from the index.
-        is_whole = len(wanted) == count
+        is_whole = len(wanted) == self._count(session)
         for table, message in (("message", "id"), ("part", "message_id")):
             which = "session_id = ?" if is_whole else f"{message} in (select value from json_each(?))"
             rows = self._db.execute(
@@ -185,6 +183,10 @@ class TableRows:
         wanted = None if among is None else json.dumps([*among])
         found = self._db.execute(USAGE, {"since": since_ms, "among": wanted})
         return own_of((_usage(row), row["created_ms"], row["session_ms"], row["older"]) for row in found)
+
+    def _count(self, session: str) -> int:
+        count: int = self._db.execute("select count(*) from message where session_id = ?", (session,)).fetchone()[0]
+        return count
 
     def _since(self, session: str, newest: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         """The messages from this one on, or all: (time_created, id) as they are kept, and as they are read."""

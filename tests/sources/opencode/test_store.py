@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 
 from app.errors import ExportError
+from app.sources.opencode import tables
 from app.sources.opencode.access import AbsentError, Access, StoreError
 from app.sources.opencode.export_files import examine, families, snapshot
+from app.sources.opencode.rows import subagent
 from app.sources.opencode.store import Store, databases, store_file
-from app.transcript.model import UNREADABLE, Other
+from app.transcript.model import UNREADABLE, Json, Other
 from app.transcript.parse import parse
+from tests.support import snapshots
 from tests.support.recorded import export, exported
 from tests.support.snapshots import Fields
 
@@ -442,3 +445,30 @@ def test_a_store_kept_open_tells_what_is_written_to_it_meanwhile(tmp_path: Path)
                 assert [one.updated_ms for one in store.roots()] == [ms]
         assert [one.updated_ms for one in store.roots()] == [3]
     assert before.updated_ms > 3
+
+
+def test_what_is_read_is_written_to_no_file_of_sqlites_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # SQLite sorts what is longer than its cache in a file without a name, in a folder for all.
+    output = "a secret, not yet masked" * 50_000
+    messages = [
+        snapshots.assistant(
+            f"msg_{number}b",
+            number,
+            snapshots.tool(f"prt_{number}", output=output, metadata={"sessionId": f"ses_{number}"}),
+            parent=f"msg_{number}a",
+        )
+        for number in range(1, 5)
+    ]
+    path = built(tmp_path / "opencode.db", snapshots.snapshot(snapshots.entry(*messages, id="ses_root")))
+    held = set[str]()
+
+    def noting(part: Json) -> str | None:
+        descriptors = Path("/proc/self/fd")
+        held.update(str(one.readlink()) for one in descriptors.iterdir() if one.is_symlink())
+        return subagent(part)
+
+    monkeypatch.setattr(tables, "subagent", noting)
+    called = Store(path)._where("ses_root", lambda rows: rows.calls("ses_root", rows.listed("ses_root")))
+    assert called is not None
+    assert [*called.values()] == [(f"ses_{number}",) for number in range(1, 5)]
+    assert not [name for name in held if "etilqs" in name]
