@@ -9,7 +9,6 @@ hash is kept: with 108 random bits nobody finds it by trying. A tenant's key is 
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 import string
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from app.ledger import destinations
 from app.runtime.url import normalise
 
 GENERATION = "fleet01"
-TOKEN = re.compile(r"sk-helicone-fleet\d\d(-[a-z0-9]{7}){3}", re.ASCII)
 _SIGNS = string.ascii_lowercase + string.digits
 
 

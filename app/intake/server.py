@@ -46,10 +46,10 @@ from app.ledger.job import Body, Version
 from app.pages.loopback import server
 from app.receiver import handler
 from app.runtime import failpoint
+from app.settings.intake import LOG_PATH, TOKEN
 
 log = logging.getLogger("opencode_helicone")
 
-PATH = "/custom/v1/log"
 REQUEST_S_MAX = 40.0
 """Longer than a machine takes for a POST: a slow line is no reason to hear nothing."""
 BODY_BYTES_MAX = 64 * 1024 * 1024
@@ -169,13 +169,13 @@ def create(url: str) -> Starlette:
         except ClientDisconnect:
             return Response(status_code=400)
         token = handler.bearer(request.headers.get("authorization"))
-        if token is None or not tenants.TOKEN.fullmatch(token):
+        if token is None or not TOKEN.fullmatch(token):
             return _response(_UNKNOWN)
         if raw is None:
             return Response(b"Payload too large", 400)
         return _response(await to_thread.run_sync(intake.take, token, raw))
 
-    app = Starlette(lifespan=lifespan, routes=[Route(PATH, take, methods=["POST"])])
+    app = Starlette(lifespan=lifespan, routes=[Route(LOG_PATH, take, methods=["POST"])])
     app.router.redirect_slashes = False
     return app
 

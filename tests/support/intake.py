@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from email.message import Message
 from typing import IO
 
-from app.intake.server import PATH, create
+from app.intake.server import create
 from app.pages import loopback
+from app.settings.intake import LOG_PATH
 
 _PROCESS = """
 import socket, sys
@@ -75,7 +76,7 @@ def send(
 ) -> tuple[int, Message, bytes]:
     """POST a log to an intake: status, headers, body."""
     named = {**({} if token is None else {"authorization": f"Bearer {token}"}), **(headers or {})}
-    request = urllib.request.Request(url + PATH, body, named)
+    request = urllib.request.Request(url + LOG_PATH, body, named)
     try:
         with _direct.open(request, timeout=60) as answer:
             return answer.status, answer.headers, answer.read()
