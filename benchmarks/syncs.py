@@ -24,7 +24,8 @@ from tests.support import snapshots
 from tests.support.asked_process import asked_process
 from tests.support.processes import HookProcess, Station, hook
 
-FEW, MORE = 2, 12
+FEW, MORE = 30, 60
+"""After FEW each of the worker's twelve threads has written once, which waits for the disk as well."""
 TURN_BYTES = 10_000
 
 
