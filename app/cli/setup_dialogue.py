@@ -273,14 +273,17 @@ def _choose_key(given: Given, present: Settings, choice: Choice) -> None:
         choice.set("api_key_file", str(path))
         choice.set("api_key", None)
         return
+    # A key of the receiver on this machine opens nothing elsewhere.
+    is_of_receiver = present.endpoint in background.urls() and present.endpoint != choice.values["HELICONE_ENDPOINT"]
+    may_keep = present.api_key is not None and not is_of_receiver
     if given.key_stdin:
         text = _given("api_key", "--key-stdin", sys.stdin.read(KEY_CHARS_MAX).strip())
-    elif present.api_key is not None and not _asks():
+    elif may_keep and not _asks():
         return
     elif not _asks():
         _end(_HOW["key"])
     else:
-        kept = f"; Enter keeps that of {present.origin('api_key')}" if present.api_key else ""
+        kept = f"; Enter keeps that of {present.origin('api_key')}" if may_keep else ""
         print_lines(["", "Your API key: Helicone > Settings > API Keys, one that may write."])
         check = _field("api_key")
         text = _prompt(

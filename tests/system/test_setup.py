@@ -301,5 +301,9 @@ def test_a_receiver_goes_on_when_it_is_done_and_is_what_the_next_one_proposes(st
         assert written(station)["OPENCODE_HELICONE_EXPORT_MODE"] == "off"
         code, shown = at_terminal(station, [("1, 2 or 3 [3]", "\n"), ("What may leave", "\n")])
         assert (code, "the receiver runs" in shown) == (0, True), shown
+        # Its key opens nothing elsewhere.
+        assert "--key-file FILE or --key-stdin" in complaint(typed(station, "setup", "--cloud"), 2)
+        code, shown = at_terminal(station, [("Key (not shown): ", "\x03")], "--cloud")
+        assert code == 130, shown
     finally:
         assert background.stop(store)
