@@ -41,10 +41,14 @@ def mend(db: sqlite3.Connection) -> list[str]:
 
 
 def sum_up(db: PostgresLedger) -> None:
-    """On PostgreSQL `tally` is a view of changes: leave of those one for each kind of job."""
+    """On PostgreSQL each change of a number is a row of its own: add them up, one row for each number."""
     with db.transaction():
         db.execute(
             "with gone as (delete from tally_change returning *) insert into tally_change"
             " select destination_id, state, reason, hold_reason, is_retrying, is_evicted, is_recall, sum(jobs),"
             " sum(body_bytes) from gone group by 1, 2, 3, 4, 5, 6, 7 having sum(jobs) <> 0 or sum(body_bytes) <> 0"
+        )
+        db.execute(
+            "with gone as (delete from counter returning *) insert into counter"
+            " select day, kind, name, sum(count) from gone group by 1, 2, 3"
         )

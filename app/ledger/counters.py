@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -25,12 +26,11 @@ class Counter:
 
 def bump(db: Database, kind: Kind, counts: Mapping[str, int], now_ms: int) -> None:
     """Count these, by their names, for the day that it is here."""
-    db.executemany(
-        "insert into counter (day, kind, name, count) values (date(? / 1000, 'unixepoch', 'localtime'), ?, ?, ?)"
-        " on conflict (day, kind, name) do update set count = counter.count + excluded.count",
-        # In one order, so that of two that count the same the second waits for the first.
-        [(now_ms, kind, name, count) for name, count in sorted(counts.items()) if count],
-    )
+    insert = "insert into counter (day, kind, name, count) values (date(? / 1000, 'unixepoch', 'localtime'), ?, ?, ?)"
+    if isinstance(db, sqlite3.Connection):
+        insert += " on conflict (day, kind, name) do update set count = count + excluded.count"
+    # On a server one row for all would have each delivery wait for the one before; `derived.sum_up` adds them up.
+    db.executemany(insert, [(now_ms, kind, name, count) for name, count in counts.items() if count])
 
 
 def failed(db: Database, attempt: FailedAttempt) -> None:

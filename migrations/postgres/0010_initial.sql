@@ -269,9 +269,8 @@ create table counter (
     day text collate "C" not null,
     kind text collate "C" not null check (kind in ('delivered', 'failed', 'lost', 'redacted')),
     name text collate "C" not null,
-    count bigint not null,
-    primary key (day, kind, name)
-);
+    count bigint not null
+);  -- several rows of one name add up: one that every delivery updates would have them wait for each other
 
 create unique index job_current on job (turn_id) where state <> 'superseded';
 create index job_due on job (destination_id, due_ms) where state = 'pending';

@@ -26,6 +26,7 @@ from app.ledger import (
     adoption,
     claims,
     confirmations,
+    counters,
     dead_letters,
     destinations,
     eviction,
@@ -79,6 +80,8 @@ class Race:
     def __init__(self, bench: LedgerBench, url: str) -> None:
         self.bench = bench
         self.destination = bench.destination
+        self.has_waited = False
+        """The second one, for the first."""
         self._url = url
 
     def run(self, first: Callable[[LedgerBench], T], second: Callable[[LedgerBench], U]) -> tuple[T, U]:
@@ -95,6 +98,7 @@ class Race:
             following = threads.submit(second, self._at(other))
             while not (following.done() or self._waits(process)):
                 time.sleep(0.001)
+            self.has_waited = not following.done()
             one.may_end.set()
             return _result(begun), _result(following)
 
@@ -492,6 +496,21 @@ def test_pause_and_delivery_of_two_jobs_do_not_wait_in_a_circle(race: Race) -> N
         lambda bench: claims.pause(bench.db, other, failed, health="down", count=1, delay_ms=1_000, is_charged=True),
     )
     assert done == (True, True)
+
+
+def test_two_sessions_are_delivered_and_counted_without_waiting_for_each_other(race: Race) -> None:
+    for session in ("ses_1", "ses_2"):
+        race.bench.put(version(session=session))
+    one, other = (race.bench.claimed(version(session=session)) for session in ("ses_1", "ses_2"))
+    for claimed in (one, other):
+        assert race.bench.acknowledge(claimed, race.bench.left(claimed)[0])
+    race.run(lambda bench: bench.complete(one), lambda bench: bench.complete(other))
+    assert not race.has_waited
+    for _ in range(2):
+        (counter,) = counters.counters(race.bench.db, 0)
+        assert (counter.kind, counter.count) == ("delivered", 2)
+        derived.sum_up(on_server(race.bench))
+    assert race.bench.db.execute("select count(*) from counter").fetchone()[0] == 1
 
 
 def test_transaction_within_a_transaction_is_refused(race: Race) -> None:
