@@ -1,4 +1,4 @@
-"""Connections to SQLite files: sets them up, and has transactions and checkpoints done safely."""
+"""Connections to SQLite files; transactions and locks that work on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ BUSY_TIMEOUT_MS = 5_000
 PATIENT_MS = 25_000
 """How long a worker waits for a lock: what Helicone has just accepted must not be forgotten because somebody writes.
 The longest POST (30 s) and this stay within the lease (60 s)."""
-TURN_S = 0.1
-"""How long a thread waits for its turn before that counts as waiting for a lock."""
+THREAD_LOCK_S = 0.1
+"""How long a thread waits for another one of its process before that counts as waiting for a lock."""
 FULL = 2
 """As SQLite counts `synchronous`."""
 PAGE_BYTES = 2048
@@ -38,7 +38,7 @@ Database: TypeAlias = "sqlite3.Connection | PostgresLedger"
 Row: TypeAlias = "sqlite3.Row | PostgresRow"
 
 
-class _Turns:
+class _WriteLocks:
     """One lock for each file that this process has open: its threads write one after another.
 
     A thread that SQLite keeps waiting for another one sleeps, for up to 100 ms at a time, and gains nothing: the lock
@@ -54,7 +54,7 @@ class _Turns:
             return self._of.setdefault(file, threading.Lock())
 
 
-_turns = _Turns()
+_write_locks = _WriteLocks()
 
 
 class Replaced(sqlite3.DatabaseError):
@@ -67,23 +67,23 @@ class Ledger(sqlite3.Connection):
     path: Path
     _name: str
     _file: _File
-    _turn: threading.Lock
+    _write_lock: threading.Lock
 
-    def hold(self, path: Path) -> None:
-        """Note which file it is that was opened."""
+    def note_file(self, path: Path) -> None:
+        """Remember which file was opened."""
         self.path = path
         self._name = str(path)
         self._file = _identity(self._name)
-        self._turn = _turns.of(self._file)
+        self._write_lock = _write_locks.of(self._file)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Of the threads of this process only this one writes. Raises sqlite3.OperationalError after busy_timeout."""
-        if self._turn.acquire(timeout=TURN_S):
+        if self._write_lock.acquire(timeout=THREAD_LOCK_S):
             try:
                 yield
             finally:
-                self._turn.release()
+                self._write_lock.release()
         else:
             with self._late():
                 yield
@@ -93,7 +93,7 @@ class Ledger(sqlite3.Connection):
         """After a wait that counts: with the one for other processes it takes no longer than that one alone."""
         began_s = time.monotonic()
         patience_ms = int(self.execute("pragma busy_timeout").fetchone()[0])
-        if not self._turn.acquire(timeout=patience_ms / 1000):
+        if not self._write_lock.acquire(timeout=patience_ms / 1000):
             raise sqlite3.OperationalError("database is locked by another thread")
         try:
             left_ms = patience_ms - int((time.monotonic() - began_s) * 1000)
@@ -103,7 +103,7 @@ class Ledger(sqlite3.Connection):
             finally:
                 self.execute(f"pragma busy_timeout = {patience_ms}")
         finally:
-            self._turn.release()
+            self._write_lock.release()
 
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
         """Execute as ever; raises Replaced when the statement went to a file that is set aside.
@@ -126,10 +126,10 @@ class Ledger(sqlite3.Connection):
 class Unmade(Ledger):
     """An empty ledger in memory, of a spool that has none; it counts as replaced as soon as somebody makes that."""
 
-    def hold(self, path: Path) -> None:
+    def note_file(self, path: Path) -> None:
         self.path = path
         self._name = str(path)
-        self._turn = threading.Lock()
+        self._write_lock = threading.Lock()
 
     def is_current(self) -> bool:
         return not os.path.lexists(self._name)
@@ -145,7 +145,7 @@ def connect(path: Path, kind: type[Ledger] = Ledger) -> Ledger:
     file = ":memory:" if kind is Unmade else path
     db = sqlite3.connect(file, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, factory=kind)
     try:
-        db.hold(path)
+        db.note_file(path)
         db.row_factory = sqlite3.Row
         # A damaged character must not stop whoever only looks.
         db.text_factory = lambda raw: raw.decode("utf-8", "replace")
@@ -239,18 +239,21 @@ def checkpoint(db: Ledger, bytes_max: int = WAL_BYTES) -> None:
 
 
 def lock(db: Database, name: str) -> None:
-    """Within a transaction, before what is read decides what is written: whoever asks for the same name waits."""
-    if not isinstance(db, sqlite3.Connection):  # of SQLite's there is one at a time anyway
+    """Take a named lock until the transaction ends; a second transaction that asks for it waits.
+
+    SQLite needs none: it has one writer at a time.
+    """
+    if not isinstance(db, sqlite3.Connection):
         db.lock(name)
 
 
 def surviving(db: Database, act: Callable[[], T]) -> T:
-    """Act, as often as it takes where a server starts anew meanwhile. (SQLite's lock is waited for as it is.)"""
+    """Run `act`. On PostgreSQL run it again while the server is away, for a while; on SQLite run it once."""
     return act() if isinstance(db, sqlite3.Connection) else db.surviving(act)
 
 
 def lock_rows(db: Database, select: str, parameters: tuple[object, ...]) -> None:
-    """Within a transaction: what these rows say now is so until its end, if they are there."""
+    """Lock the rows that this select finds until the transaction ends: nobody changes them meanwhile."""
     if not isinstance(db, sqlite3.Connection):
         db.execute(f"{select} for update", parameters)
 

@@ -81,7 +81,7 @@ def read_ledger(spool: Path, patience_ms: int = BUSY_TIMEOUT_MS) -> Ledger:
         db = opened.enter_context(
             closing(sqlite3.connect(uri, uri=True, timeout=patience_ms / 1000, isolation_level=None, factory=Ledger))
         )
-        db.hold(path)
+        db.note_file(path)
         db.row_factory = sqlite3.Row
         # As `connect` has it: a damaged character must not stop whoever only looks.
         db.text_factory = lambda raw: raw.decode("utf-8", "replace")

@@ -36,13 +36,24 @@ and this stay within the lease (60 s)."""
 AGAIN_S = 0.2
 IDLE_S_MAX = 20
 """A process that is stopped within a transaction keeps its locks no longer: all that look after jobs would wait."""
-KEEPALIVE: Mapping[str, Any] = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
-"""Seconds, seconds, times: a server whose machine is gone is noticed after 25 s, and not after two hours."""
+KEEPALIVE: Mapping[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+"""Seconds, seconds, times, milliseconds: a connection to a machine that is gone fails after about 25 s, whether it is
+idle (the first three) or waits for an answer (the last one, on Linux), and not after two hours."""
 
 
 def application_name() -> str:
     """What the server's own lists say of a connection."""
     return f"opencode-helicone {os.getpid()}"
+
+
+_UNFLUSHED = "set local synchronous_commit = off"
+_FLUSHED = "select set_config('synchronous_commit', 'on', true) where current_setting('synchronous_commit') = 'off'"
+"""A stricter default, which waits for a standby as well, stays."""
 
 
 class Cursor(Protocol):
@@ -197,12 +208,16 @@ class PostgresLedger:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """One transaction; what it reads is as of each statement, and others write meanwhile."""
+        """One transaction, READ COMMITTED: each statement sees what others have committed before it."""
         if self._db.info.transaction_status is not TransactionStatus.IDLE:  # where the server would only warn
             raise sqlite3.OperationalError("cannot start a transaction within a transaction")
-        # In one go, and so through a pooler as well.
-        unflushed = "; set local synchronous_commit = off" if self._is_unflushed else ""
-        self.run(f"begin; set local idle_in_transaction_session_timeout = '{IDLE_S_MAX}s'{unflushed}")
+        # Not what the server or the role has for a default: races are decided by the level, and what is answered with
+        # 200 is on the disk. In one go, and so through a pooler as well.
+        flushed = _UNFLUSHED if self._is_unflushed else _FLUSHED
+        self.run(
+            "begin isolation level read committed;"
+            f" set local idle_in_transaction_session_timeout = '{IDLE_S_MAX}s'; {flushed}"
+        )
         try:
             yield
             self.execute("commit")

@@ -233,3 +233,23 @@ def test_no_error_quotes_a_row_or_the_urls_password(ledger: PostgresLedger, post
         with pytest.raises(sqlite3.Error) as raised:
             PostgresLedger(url)
         assert "cret" not in str(raised.value)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("durability", ["off", "remote_apply"])
+def test_a_transaction_is_what_races_and_promises_need_whatever_the_server_has_for_a_default(
+    postgres_server: Server, durability: str
+) -> None:
+    def is_now(db: PostgresLedger) -> tuple[str, str]:
+        return tuple(
+            db.execute(f"show {name}").fetchone()[0] for name in ("transaction_isolation", "synchronous_commit")
+        )
+
+    with closing(postgres_server.emptied()) as db:
+        db.run("set default_transaction_isolation = 'repeatable read'")
+        db.run(f"set synchronous_commit = {durability}")
+        with transaction(db):
+            assert is_now(db) == ("read committed", "on" if durability == "off" else durability)
+        with db.unflushed(), transaction(db):
+            assert is_now(db) == ("read committed", "off")
+        assert is_now(db) == ("repeatable read", durability)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from app.database.connection import PATIENT_MS, TURN_S
+from app.database.connection import PATIENT_MS, THREAD_LOCK_S
 from app.delivery.backoff import RetryPolicy
 from app.delivery.deliver import LEASE_MS, UNNOTED_MAX, UNNOTED_MS_MAX, Answered, DeliveryContext, deliver
 from app.delivery.sender import POST_S_MAX
@@ -626,7 +626,7 @@ def test_the_lease_outlasts_each_post_and_the_wait_for_a_locked_ledger_after_it(
     fake.before_answer = passes
     fake.deliver()
     assert fake.bench.state() == "delivered"
-    assert min(left_ms) > POST_S_MAX * 1000 + TURN_S * 1000 + PATIENT_MS
+    assert min(left_ms) > POST_S_MAX * 1000 + THREAD_LOCK_S * 1000 + PATIENT_MS
 
 
 def test_what_was_accepted_is_noted_when_the_next_is_not(fake: FakeDestination) -> None:
