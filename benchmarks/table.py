@@ -73,8 +73,8 @@ def page(found: Mapping[str, Sequence[Row]], where: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-_HOW = """Each figure but those with a unit is a ratio to the floor or peer beside it, measured in turn with it in the
-same run: the median, and from the tenth to the ninetieth percentile. What was tried for speed, and what did not pay, is
+_HOW = """A figure without a unit is a ratio: our value divided by that of the comparison beside it, measured alternately
+in one run. Shown are the median, and the tenth to the ninetieth percentile. What was tried for speed, and what did not pay, is
 in [decisions/performance.md](decisions/performance.md)."""
 
 

@@ -24,7 +24,7 @@ MEANINGS = {
     "api_key_file": "the absolute path of a file that holds the key; set only one of the two",
     "endpoint": "base URL of Helicone, or a full log URL",
     "allow_http": "`http://` to another machine is refused without it: everybody on the way reads along",
-    "ca_file": "a PEM file of certificates that are trusted beside the system's (`docs/network.md`)",
+    "ca_file": "a PEM file of certificates that are trusted beside Mozilla's list (`docs/network.md`)",
     "export_mode": "what leaves (`docs/privacy.md`)",
     "redact_patterns": "regular expressions (RE2), case-insensitive; what matches becomes `[REDACTED]`",
     "redact_secrets": "the built-in rules; OpenCode's files cannot switch them off",

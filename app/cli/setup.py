@@ -23,7 +23,7 @@ def _setup(  # noqa: PLR0913 - one for each option
         bool, typer.Option("--allow-http", help="Also http:// to another machine, where others read along.")
     ] = False,
     ca_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Certificates to trust beside the system's.")
+        Path | None, typer.Option(metavar="FILE", help="Certificates to trust beside Mozilla's list.")
     ] = None,
     key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Read the key there, now and later.")] = None,
     key_stdin: Annotated[bool, typer.Option("--key-stdin", help="Read the key from standard input.")] = False,

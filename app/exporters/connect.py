@@ -19,7 +19,7 @@ from app.exporters.otlp.traits import Preset  # noqa: E402 - the same
 
 
 def connect(access: Access, ca_file: Path | None, redact: Callable[[str], str] | None = None) -> Client:
-    """`ca_file`: certificates that are trusted beside the system's.
+    """`ca_file`: certificates that are trusted beside Mozilla's list.
 
     `redact`: what every kept answer goes through; without it none is kept. Raises ClientError.
     """

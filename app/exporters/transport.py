@@ -293,7 +293,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def trust(ca_file: Path | None) -> ssl.SSLContext:
-    """The system's certificates, or those of SSL_CERT_FILE, and these. Raises ClientError."""
+    """Mozilla's list (certifi), or SSL_CERT_FILE in its place, and these. Raises ClientError."""
     try:
         trust = httpx.create_ssl_context()
     except OSError as error:

@@ -216,7 +216,7 @@ class Settings(BaseSettings):
     allow_http: _Truth = False
     """True: an endpoint on another machine may be http://, where everybody on the way reads along."""
     ca_file: _File | None = None
-    """Certificates that are trusted beside the system's."""
+    """Certificates that are trusted beside Mozilla's list."""
     export_mode: Literal["full", "metadata_only", "off"] = "full"
     redact_patterns: _Patterns = ()
     """Regular expressions, not compiled here: whether they compile is for the redaction to say."""
