@@ -180,17 +180,14 @@ class PostgresLedger:
         for one in parameters:
             self.execute(sql, one)
 
-    def listen(self, channel: str, pause_s: float) -> Iterator[str | None]:
-        """What is sent to this channel from now on; None each time that nothing was for so long. Never ends."""
+    def listen(self, channel: str) -> None:
+        """From now on `notification` tells what is sent to this channel."""
+        self.run(f'listen "{channel}"')
+
+    def notification(self, wait_s: float) -> str | None:
+        """The next thing that was sent to a channel; None where nothing is within this time."""
         with _errors():
-            self._db.execute(f'listen "{channel}"'.encode())
-            while True:
-                heard = False
-                for one in self._db.notifies(timeout=pause_s, stop_after=1):
-                    heard = True
-                    yield one.payload
-                if not heard:
-                    yield None
+            return next((one.payload for one in self._db.notifies(timeout=wait_s, stop_after=1)), None)
 
     def cursor(self) -> PostgresLedger:
         return self

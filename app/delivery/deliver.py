@@ -16,6 +16,7 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypeAlias
@@ -31,7 +32,8 @@ from app.privacy.policy import Hold, Permit, Recapture
 from app.runtime import failpoint
 
 LEASE_MS = 60_000
-"""Renewed by each acknowledgement; one POST takes 30 s at the most."""
+"""Renewed by each acknowledgement; one POST takes 30 s at the most. A POST and one long wait for the ledger stay within
+it; several waits may not, and then the record may be posted again under the same id."""
 UNNOTED_MS_MAX = 1_000
 """So long after the lease was renewed last, what was accepted is noted before the next POST. With that POST, and the
 wait for a locked ledger, it stays within the lease."""
@@ -113,15 +115,19 @@ def deliver(db: Database, key: str, context: DeliveryContext) -> str | None:
     return maintenance.next_of_session(db, context.destination_id, claim.session, context.clock())
 
 
-def release_unfinished(db: Database, claim: Claim, now_ms: int) -> None:
-    """Release a job that `deliver` could not finish: that its lease still stands is nobody's fault.
+def release_unfinished(db: Database, unfinished: list[Claim], now_ms: int) -> None:
+    """Release jobs that `deliver` could not finish, and take them off the list; nobody is charged.
 
-    Left to run out, it would count as the work of a thread that hangs, and five of these make a dead letter.
+    Left to run out, a lease would count as the work of a thread that hangs, and five of these make a dead letter.
+    Several threads may do this at once.
     """
-    failed = FailedAttempt(now_ms, "the ledger could not be written; see logs/worker.log")
-    claims.release(db, claim, due_ms=now_ms + UNFINISHED_MS, failed=failed)
-    if claim.is_probe:
-        flow.probe_now(db, claim.destination_id, now_ms)
+    for claim in list(unfinished):
+        failed = FailedAttempt(now_ms, "the ledger could not be written; the worker's log says why")
+        claims.release(db, claim, due_ms=now_ms + UNFINISHED_MS, failed=failed)
+        if claim.is_probe:
+            flow.probe_now(db, claim.destination_id, now_ms)
+        with suppress(ValueError):  # another thread was faster
+            unfinished.remove(claim)
 
 
 def _carry(db: Database, claim: Claim, context: DeliveryContext) -> bool:

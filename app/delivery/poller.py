@@ -110,9 +110,7 @@ class Poller:
 
     def release_unfinished(self, db: Ledger, now_ms: int) -> None:
         """Give back what could not be finished, before anybody takes its lease for that of a thread that hangs."""
-        for claim in list(self.unfinished):
-            release_unfinished(db, claim, now_ms)
-            self.unfinished.remove(claim)
+        release_unfinished(db, self.unfinished, now_ms)
 
     def _reclaim(self, db: Ledger, now_ms: int) -> None:
         leasing = maintenance.leasing_workers(db)

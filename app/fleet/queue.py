@@ -21,13 +21,16 @@ from huey import PostgresHuey, storage
 from huey.storage import PostgresStorage
 
 from app.database.postgres import CONNECT_S_MAX, KEEPALIVE, PostgresLedger, application_name
-from app.queue import HISTORY, LIVE, WAKE_AGAIN_S, WAKES_MAX, JsonSerializer
+from app.queue import HISTORY, LIVE, WAKES_MAX, JsonSerializer
 
 # `app.queue` keeps Huey from loading it.
 storage.psycopg = psycopg
 
 READ_S = 1.0
 """How long a thread waits before it looks whether the process is to stop."""
+AGAIN_S = 5.0
+"""After so long a job is woken for again. Another process may have taken the first wake, of which nobody hears here; so
+a retry that is due sooner waits for this."""
 WAKES_EACH = 16
 """Of one destination, that find room in a queue which others have filled."""
 NAME = "deliver"
@@ -156,7 +159,7 @@ class CentralQueue:
 
     def _forget(self) -> list[tuple[int, str]]:
         """Of what was woken here only what is kept: most of it is answered elsewhere, of which nobody hears."""
-        since_s = time.monotonic() - WAKE_AGAIN_S
+        since_s = time.monotonic() - AGAIN_S
         kept = []
         for job, woken_s in list(self._woken_s.items()):
             if woken_s > since_s:
@@ -171,11 +174,11 @@ class CentralQueue:
 
     def listen(self, db: PostgresLedger, stop: threading.Event) -> None:
         """Hear rings on this connection until `stop` is set. Raises sqlite3.Error where the server goes away."""
-        rings = db.listen(self._storage.channel, READ_S)
+        db.listen(self._storage.channel)
         # What was rung before is not heard any more.
         self._storage.ring(1)
         while not stop.is_set():
-            ring = next(rings)
+            ring = db.notification(READ_S)
             if ring is not None:
                 self._storage.ring(int(ring) if ring.isdecimal() else 1)
 

@@ -4,8 +4,8 @@ Any number of these processes run beside each other, on any number of machines. 
 wakes for what is due, takes back what dead workers held, and looks at what was delivered.
 
     threads    take wakes and deliver, each on a connection of its own
-    listener   one connection: hears rings, and holds the lock that says this process lives
-    poller     one connection: beats, asks the server for its time, leads
+    listener   one connection: hears of wakes, and holds the lock that says this process lives
+    poller     one connection: beats, which tells the server's time as well; leads, if nobody else does
     confirm    one connection: reads back what was delivered, where this process leads
 """
 
@@ -30,6 +30,7 @@ from app import __version__
 from app.capture.targets import target
 from app.database import derived
 from app.database.postgres import PostgresLedger
+from app.database.schema import SchemaError, is_newer, require_known
 from app.database.server import open_postgres
 from app.delivery import backoff, confirm
 from app.delivery.access import access
@@ -59,13 +60,15 @@ log = logging.getLogger("opencode_helicone")
 CONFIRM_MS = 5_000
 UPKEEP_MS = 60_000
 WAKES_MAX = 100
-"""Of one destination, at one look."""
+"""Of one destination, at one tick."""
+TICK_MS_MIN = 200
+"""Where many jobs wait for a retry, the next one is always due soon."""
 IN_TURN_MAX = 16
 """Jobs of one session that a thread delivers one after another before it looks who else waits."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outlet:
+class Sink:
     """One destination that this process delivers to."""
 
     destination: Destination
@@ -87,25 +90,27 @@ class CentralWorker:
         self._name = uuid.uuid4().hex
         self._unfinished: list[Claim] = []
         self._is_leading = False
-        self._looked_ms: int | None = None
+        self._beaten_ms = 0
+        """When it last did so, by the server's clock."""
         self._steady_since_ms = 0
         """Since then this process has reached the server at every beat."""
-        self._looked_after_ms = 0
+        self._maintained_ms = 0
         self._allowances: dict[int, confirm.Allowance] = {}
+        self._knows_schema = True
         self._has_begun = False
         self._threads = 0
         """Of Huey's, those that may deliver."""
         self._counting = threading.Lock()
-        self._over = threading.Event()
-        """The last of them has ended."""
+        self._all_threads_ended = threading.Event()
         try:
-            self._clock.set(partial(presence.server_ms, self.db))
+            # Before its threads claim anything: a worker that has no row counts as dead.
+            self._beat()
             self._settings = sources.load()
-            self._outlets: Mapping[int, Outlet] = {}
+            self._sinks: Mapping[int, Sink] = {}
             self._refused: set[Tenant] = set()
-            self._own = [self._outlet_of_settings()] if self._settings.credential else []
+            self._own = [self._sink_of_settings()] if self._settings.credential else []
             self._refresh()
-            self.queue = CentralQueue(url, self._answer)
+            self.queue = CentralQueue(url, self._handle_wake)
             self.queue.make_tables(self.db)
         finally:
             self.leave()
@@ -114,7 +119,7 @@ class CentralWorker:
         self.huey.on_shutdown(name="leave")(self._end)
         self.huey.signal(SIGNAL_INTERRUPTED)(self._interrupted)
 
-    def _outlet_of_settings(self) -> Outlet:
+    def _sink_of_settings(self) -> Sink:
         """Of a ledger that this process's settings name a key for, as on a machine of its own."""
         settings = self._settings
         found = target(self.db, settings, self._clock.now_ms())
@@ -123,27 +128,27 @@ class CentralWorker:
         client = connect(access(settings), settings.ca_file)
         place = Place(found, settings.endpoint, settings.destination, traits)
         plan = traits.read_back(settings.confirm, settings.endpoint, key, settings.readback_url)
-        return Outlet(found, None, client, Sender(self, place, client), traits, plan)
+        return Sink(found, None, client, Sender(self, place, client), traits, plan)
 
-    def _outlet_of(self, tenant: Tenant) -> Outlet:
+    def _sink_of(self, tenant: Tenant) -> Sink:
         settings = self._settings
         found = destinations.by_id(self.db, tenant.destination_id)
         traits = traits_of(HELICONE, "", "")
         client = connect(Access(HELICONE, tenant.key), settings.ca_file)
         place = Place(found, tenant.endpoint, tenant.name, traits)
         plan = traits.read_back(settings.confirm, tenant.endpoint, tenant.key, None)
-        return Outlet(found, tenant, client, Sender(self, place, client), traits, plan)
+        return Sink(found, tenant, client, Sender(self, place, client), traits, plan)
 
     def _refresh(self) -> None:
-        """Know the tenants that there are now. What is being posted for one that has changed is posted as before."""
-        known = {one.tenant: one for one in self._outlets.values() if one.tenant is not None}
-        found = [known.get(tenant) or self._outlet_if_any(tenant) for tenant in tenants(self.db)]
-        self._outlets = {one.destination.id: one for one in (*self._own, *found) if one is not None}
+        """Make `_sinks` match the tenants in the database. A POST under way keeps the client that it began with."""
+        known = {one.tenant: one for one in self._sinks.values() if one.tenant is not None}
+        found = [known.get(tenant) or self._sink_if_any(tenant) for tenant in tenants(self.db)]
+        self._sinks = {one.destination.id: one for one in (*self._own, *found) if one is not None}
 
-    def _outlet_if_any(self, tenant: Tenant) -> Outlet | None:
+    def _sink_if_any(self, tenant: Tenant) -> Sink | None:
         """None where its key or endpoint is none: its jobs wait, and nobody else's do."""
         try:
-            return self._outlet_of(tenant)
+            return self._sink_of(tenant)
         except (ClientError, EndpointError) as error:
             if tenant not in self._refused:
                 self._refused.add(tenant)
@@ -168,30 +173,32 @@ class CentralWorker:
 
     # --- one wake
 
-    def _answer(self, destination_id: int, key: str) -> None:
+    def _handle_wake(self, destination_id: int, key: str) -> None:
+        if self._is_silent() or not self._knows_schema:
+            return  # the leader wakes for it again
         try:
-            if destination_id not in self._outlets:
+            if destination_id not in self._sinks:
                 self._refresh()
-            outlet = self._outlets.get(destination_id)
-            rate_per_minute = None if outlet is None or outlet.tenant is None else outlet.tenant.rate_per_minute
-            if outlet is None or not self._is_turn(destination_id, rate_per_minute):
+            sink = self._sinks.get(destination_id)
+            rate_per_minute = None if sink is None or sink.tenant is None else sink.tenant.rate_per_minute
+            if sink is None or not self._wait_to_send(destination_id, rate_per_minute):
                 return
-            following = deliver(self.db, key, self._context(outlet))
+            following = deliver(self.db, key, self._context(sink))
             for _ in range(1, IN_TURN_MAX if rate_per_minute is None else 1):
                 if following is None or self._stopping():
                     break
-                following = deliver(self.db, following, self._context(outlet))
+                following = deliver(self.db, following, self._context(sink))
             if following is not None and not self._stopping():
                 self._wake([(destination_id, following)])
             elif rate_per_minute is not None:
-                self._wake_due(outlet, 1)  # nobody waits long for a turn: who had one calls the next
+                self._wake_due(sink, 1)  # nobody waits long for a turn: who had one calls the next
             elif destinations.by_id(self.db, destination_id).concurrency is not None:
                 # Few are under way after a pause: who is done wakes the next, and one more when there is room.
-                self._wake_due(outlet, 2)
-        except sqlite3.Error as error:
+                self._wake_due(sink, 2)
+        except (sqlite3.Error, SchemaError) as error:
             self._failed("ledger", error)
 
-    def _is_turn(self, destination_id: int, rate_per_minute: int | None) -> bool:
+    def _wait_to_send(self, destination_id: int, rate_per_minute: int | None) -> bool:
         """Wait until one more record may be sent there; False where that is too long, or the process stops."""
         if rate_per_minute is None:
             return True
@@ -200,10 +207,10 @@ class CentralWorker:
             return False  # the leader wakes for it again
         return not self.huey.consumer.stop_flag.wait(max(0, at_ms - self._clock.now_ms()) / 1000)
 
-    def _context(self, outlet: Outlet) -> DeliveryContext:
-        settings, sender = self._settings, outlet.sender
+    def _context(self, sink: Sink) -> DeliveryContext:
+        settings, sender = self._settings, sink.sender
         return DeliveryContext(
-            destination_id=outlet.destination.id,
+            destination_id=sink.destination.id,
             worker=self._name,
             policy=backoff.RetryPolicy.of(settings.max_retries, settings.retry_base_delay_ms),
             # What may leave was decided where it was captured.
@@ -218,7 +225,7 @@ class CentralWorker:
             make_way=sender.make_way,
             post_changed=sender.post_changed,
             when_to_confirm=lambda: confirm.when(
-                self.db, outlet.destination.id, outlet.plan, outlet.traits, self._clock.now_ms()
+                self.db, sink.destination.id, sink.plan, sink.traits, self._clock.now_ms()
             ),
         )
 
@@ -227,8 +234,8 @@ class CentralWorker:
             [(destination_id, key, counts.is_history(self.db, destination_id, key)) for destination_id, key in jobs]
         )
 
-    def _wake_due(self, outlet: Outlet, wakes_max: int) -> None:
-        destination_id = outlet.destination.id
+    def _wake_due(self, sink: Sink, wakes_max: int) -> None:
+        destination_id = sink.destination.id
         woken = self.queue.woken(destination_id)
         keys = maintenance.to_wake(self.db, destination_id, self._clock.now_ms(), wakes_max, woken)
         self._wake([(destination_id, key) for key in keys])
@@ -254,7 +261,7 @@ class CentralWorker:
         stop = self.huey.consumer.stop_flag
         for loop, end in (
             # It says that this process lives for as long as anything is under way.
-            (Loop("poller", presence.BEAT_MS, self._look), self._over),
+            (Loop("poller", presence.BEAT_MS, self._tick), self._all_threads_ended),
             (Loop("listener", presence.BEAT_MS // 5, self._listen), stop),
             (Loop("confirm", CONFIRM_MS, self._confirm), stop),
         ):
@@ -273,8 +280,8 @@ class CentralWorker:
             is_last = self._threads == 0 and self._stopping()
         try:
             if is_last:
-                self._over.set()
-                self._release_unfinished(self._clock.now_ms())
+                self._all_threads_ended.set()
+                release_unfinished(self.db, self._unfinished, self._clock.now_ms())
                 presence.withdraw(self.db, self._name)
         except sqlite3.Error as error:
             self._failed("ledger", error)
@@ -282,8 +289,10 @@ class CentralWorker:
             self.leave()
 
     def _failed(self, what: str, error: Exception) -> None:
-        if isinstance(error, sqlite3.Error | psycopg.Error | OSError):
-            log.warning("%s: %s", what, error if isinstance(error, sqlite3.Error) else type(error).__name__)
+        if isinstance(error, sqlite3.Error | SchemaError):
+            log.warning("%s: %s", what, error)
+        elif isinstance(error, psycopg.Error | OSError):
+            log.warning("%s: %s", what, type(error).__name__)
         else:
             log.error("%s: %s at %s", what, type(error).__name__, runtime_log.where(error))
         db: PostgresLedger | None = getattr(self._local, "db", None)
@@ -297,14 +306,11 @@ class CentralWorker:
             self.queue.listen(db, self.huey.consumer.stop_flag)
         return 0
 
-    def _look(self) -> int:
+    def _tick(self) -> int:
         """Say that this process lives, and lead where nobody else does; the milliseconds until the next time."""
-        says = {"version": __version__, "machine": socket.gethostname(), "process": os.getpid()}
-        now_ms = self._clock.set(partial(presence.beat, self.db, self._name, says))
-        if self._looked_ms is None or not 0 <= now_ms - self._looked_ms < presence.MISSING_MS:
-            self._steady_since_ms = now_ms
-        self._looked_ms = now_ms
-        self._release_unfinished(now_ms)
+        now_ms = self._beat()
+        self._require_known_schema()
+        release_unfinished(self.db, self._unfinished, now_ms)
         self.queue.look()
         self._refresh()
         self._is_leading = presence.lead(self.db, self._name)
@@ -312,22 +318,45 @@ class CentralWorker:
             return presence.BEAT_MS
         self._take_back(now_ms)
         next_ms = now_ms + presence.BEAT_MS
-        for outlet in self._outlets.values():
-            self._wake_due(outlet, WAKES_MAX)
-            due_ms = maintenance.next_due_ms(self.db, outlet.destination.id, now_ms)
+        for sink in self._sinks.values():
+            self._beat_if_due()
+            self._wake_due(sink, WAKES_MAX)
+            due_ms = maintenance.next_due_ms(self.db, sink.destination.id, now_ms)
             next_ms = next_ms if due_ms is None else min(next_ms, due_ms)
-        if now_ms - self._looked_after_ms >= UPKEEP_MS:
-            self._looked_after_ms = now_ms
-            self._look_after(now_ms)
-        return max(1, next_ms - self._clock.now_ms())
+        if now_ms - self._maintained_ms >= UPKEEP_MS:
+            self._maintained_ms = now_ms
+            self._maintain(now_ms)
+        return max(TICK_MS_MIN, next_ms - self._clock.now_ms())
 
-    def _release_unfinished(self, now_ms: int) -> None:
-        for claim in list(self._unfinished):
-            release_unfinished(self.db, claim, now_ms)
-            self._unfinished.remove(claim)
+    def _beat(self) -> int:
+        """Say that this process lives; the server's time."""
+        says = {"version": __version__, "machine": socket.gethostname(), "process": os.getpid()}
+        now_ms = self._clock.set(partial(presence.beat, self.db, self._name, says))
+        if not 0 <= now_ms - self._beaten_ms < presence.MISSING_MS:
+            self._steady_since_ms = now_ms
+        self._beaten_ms = now_ms
+        return now_ms
+
+    def _beat_if_due(self) -> None:
+        """Between steps that may each wait for a lock: others must not take this process for dead meanwhile."""
+        if self._clock.now_ms() - self._beaten_ms >= presence.BEAT_MS:
+            self._beat()
+
+    def _is_silent(self) -> bool:
+        """Whether others may take this process for dead, and what it claims for held by a dead one."""
+        return self._clock.now_ms() - self._beaten_ms >= presence.MISSING_MS
+
+    def _require_known_schema(self) -> None:
+        """Raises SchemaError where a newer program has changed the tables; then nothing is claimed here any more."""
+        self._knows_schema = not is_newer(self.db)
+        require_known(self.db)
 
     def _take_back(self, now_ms: int) -> None:
-        """Nobody is taken for dead by a process that was away itself: the others may have been as well."""
+        """Take back the jobs of dead workers.
+
+        Does nothing within MISSING_MS after this process itself lost the server, or soon after the server's start: then
+        others may only be late.
+        """
         if now_ms - self._steady_since_ms < presence.MISSING_MS or presence.is_starting(self.db):
             return
         dead = presence.dead(self.db, maintenance.leasing_workers(self.db))
@@ -335,54 +364,57 @@ class CentralWorker:
         if recovered:
             log.warning("took back %d job(s) of a worker that died, hung or slept", recovered)
 
-    def _look_after(self, now_ms: int) -> None:
-        for outlet in self._outlets.values():
-            if outlet.plan.url is None:
-                confirmations.give_up_confirmation(self.db, outlet.destination.id)
+    def _maintain(self, now_ms: int) -> None:
+        for sink in self._sinks.values():
+            if sink.plan.url is None:
+                confirmations.give_up_confirmation(self.db, sink.destination.id)
         if mended := maintenance.reset_future_times(self.db, now_ms):
             log.warning("the server's clock was wrong before: %d time(s) far ahead are now", mended)
         steady_ms = maintenance.steady_ms(self.db, now_ms)
         age_ms_max = maintenance.trusted_age_ms(self._settings.max_spool_age_ms, steady_ms)
+        given_up = confirmations.give_up_confirmations(self.db, now_ms, bytes_max=None, age_ms_max=age_ms_max)
+        if given_up:
+            log.warning("gave up confirming %d delivered job(s): too old (maxSpoolAge)", given_up)
+        self._beat_if_due()
         if dropped := pruning.drop_aged(self.db, now_ms, age_ms_max):
             log.warning("dropped %d job(s) by age (maxSpoolAge)", dropped)
         pruning.forget_acknowledgements(self.db, now_ms)
+        self._beat_if_due()
         derived.sum_up(self.db)
         presence.forget_dead(self.db)
 
     def _confirm(self) -> int:
         """Read back what is due at one destination after another, where this process leads."""
-        for outlet in self._outlets.values():
+        for sink in self._sinks.values():
             if not self._is_leading:
                 break
-            if outlet.plan.url is None:
+            if sink.plan.url is None:
                 continue
             failure = confirm.confirm(
                 self.db,
-                outlet.destination.id,
-                _stored(outlet, outlet.plan.url),
+                sink.destination.id,
+                _stored(sink, sink.plan.url),
                 self._clock.now_ms(),
-                traits=outlet.traits,
-                allowance=self._allowance(outlet),
+                traits=sink.traits,
+                allowance=self._allowance(sink),
                 dice=random.random,
             )
             if failure is not None:
                 log.warning("delivered jobs cannot be confirmed: %s", failure)
         return CONFIRM_MS
 
-    def _allowance(self, outlet: Outlet) -> confirm.Allowance:
-        destination_id = outlet.destination.id
+    def _allowance(self, sink: Sink) -> confirm.Allowance:
+        destination_id = sink.destination.id
         if destination_id not in self._allowances:
             readback.resume_read_back(self.db, destination_id)
-            self._allowances[destination_id] = confirm.Allowance(
-                outlet.plan.queries_per_minute, 1, self._clock.now_ms()
-            )
+            self._allowances[destination_id] = confirm.Allowance(sink.plan.queries_per_minute, 1, self._clock.now_ms())
         return self._allowances[destination_id]
 
 
-def _stored(outlet: Outlet, url: str) -> confirm.Fetch:
+def _stored(sink: Sink, url: str) -> confirm.Fetch:
     def fetch(start_ms: int, request_ids: Sequence[uuid.UUID]) -> Mapping[uuid.UUID, bool] | confirm.Unread:
         try:
-            return outlet.client.stored(url, start_ms=start_ms, request_ids=request_ids)
+            return sink.client.stored(url, start_ms=start_ms, request_ids=request_ids)
         except ReadBackError as error:
             return confirm.Unread(str(error))
 
@@ -390,6 +422,9 @@ def _stored(outlet: Outlet, url: str) -> confirm.Fetch:
 
 
 def from_environment(sources: Sources, environ: Mapping[str, str]) -> CentralWorker:
-    """The worker that these variables mean. Raises what Worker raises, and sqlite3.Error where the server is away."""
+    """The worker that these variables mean.
+
+    Raises what CentralWorker raises, and sqlite3.Error where the server is away.
+    """
     url = environ[DATABASE_URL]
     return CentralWorker(sources, url, environ.get(LISTEN_URL, "") or url)

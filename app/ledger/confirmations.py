@@ -212,7 +212,7 @@ def give_up_confirmations(
     db: Database,
     now_ms: int,
     *,
-    bytes_max: int,
+    bytes_max: int | None,
     age_ms_max: int,
     bytes_max_of: Limits = NO_LIMITS,
     age_ms_max_of: Limits = NO_LIMITS,
@@ -220,6 +220,7 @@ def give_up_confirmations(
 ) -> int:
     """delivered, to be confirmed -> delivered, oldest first, until all held bodies fit into `bytes_max`; and the aged.
 
+    None: nothing bounds the room.
     Folders that are in `age_ms_max_of` have that age instead, and what is held of those in `bytes_max_of` is to fit
     into their own size before. These bodies are the first to go: they were accepted already. Counted for status.
     Returns the number of jobs.
@@ -233,6 +234,8 @@ def give_up_confirmations(
         batch := _give_up(db, limits.oldest(waits, "j.finished_ms"), {"limits": limits.as_json(excess), "room": room})
     ):
         given_up += batch
+    if bytes_max is None:
+        return given_up
     while batch := _give_up(
         db,
         "id in (select id from (select id, sum(body_bytes) over (order by finished_ms, id) - body_bytes as older"

@@ -157,6 +157,6 @@ def test_what_others_answer_is_forgotten(url: str, monkeypatch: pytest.MonkeyPat
     """An intake wakes for every log there is, and hears of none again."""
     with closing(CentralQueue(url)) as waker:
         waker.wake([(1, f"key {n}", False) for n in range(10)])
-        monkeypatch.setattr("app.fleet.queue.WAKE_AGAIN_S", 0.0)
+        monkeypatch.setattr("app.fleet.queue.AGAIN_S", 0.0)
         waker.wake([(1, "key", False)])
         assert len(waker._woken_s) == 1

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from app.database.postgres import PostgresLedger
+from app.database.schema import SchemaError
 from app.delivery.sender import Sender
 from app.exporters.outcome import Outcome
 from app.fleet import presence, tenants
 from app.fleet.worker import CentralWorker
 from app.ledger import claims, destinations, flow, maintenance, versions
-from app.ledger.job import Body, Claim, Version
+from app.ledger.job import Accepted, Body, Claim, Version
 from app.settings.lookup import typed
 from tests.support.postgres import Server
 from tests.support.processes import Station
@@ -161,20 +162,20 @@ def test_who_was_away_itself_takes_nobody_for_dead(
     """As when the network was away for all of them, and this one is back first."""
     monkeypatch.setattr(presence, "is_starting", lambda _: False)
     leased(ledger, "another")
-    look = look_of(running)
-    look()
+    tick = tick_of(running)
+    tick()
     assert held(ledger) == "another"
     running.worker._steady_since_ms -= presence.MISSING_MS
-    running.worker._looked_ms = presence.server_ms(ledger) - presence.SILENT_MS
-    look()
+    running.worker._beaten_ms -= presence.SILENT_MS
+    tick()
     assert held(ledger) == "another"
     running.worker._steady_since_ms -= presence.MISSING_MS
-    look()
+    tick()
     assert held(ledger) is None
 
 
-def look_of(running: Running) -> Callable[[], int]:
-    return running.worker._look
+def tick_of(running: Running) -> Callable[[], int]:
+    return running.worker._tick
 
 
 def held(db: PostgresLedger) -> str | None:
@@ -189,17 +190,64 @@ def test_a_restart_of_the_server_is_seen_through_a_connection_that_outlived_it(
     leased(ledger, "another")
     started = [False]
     monkeypatch.setattr(presence, "is_starting", lambda _: started[0])
-    look = look_of(running)
+    tick = tick_of(running)
     ledger.execute("update job set worker = 'a third'")
     presence.beat(ledger, "a third", {})
-    look()
+    tick()
     running.worker._steady_since_ms -= presence.MISSING_MS
-    look()
+    tick()
     assert held(ledger) == "a third"
     started[0] = True
     presence.withdraw(ledger, "a third")
-    look()
+    tick()
     assert held(ledger) == "a third"
+
+
+def test_a_worker_lives_before_its_threads_claim_anything(ledger: PostgresLedger, running: Running) -> None:
+    assert presence.dead(ledger, [running.name]) == []
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_a_worker_that_seems_dead_or_is_too_old_claims_nothing(
+    ledger: PostgresLedger, running: Running, posts: Posts, *, newer: bool
+) -> None:
+    """It may be that others take back at once what it claims."""
+    destination_id = put(ledger)
+    tick = tick_of(running)
+    tick()
+    if newer:
+        (schema,) = ledger.execute("select value from meta where name = 'schema'").fetchone()
+        ledger.execute("update meta set value = '99999' where name = 'schema'")
+        with pytest.raises(SchemaError, match="99999"):
+            tick()
+        ledger.execute("update meta set value = ? where name = 'schema'", (schema,))
+    else:
+        running.worker._beaten_ms -= presence.MISSING_MS
+    running.worker._handle_wake(destination_id, f"{0:064x}")
+    assert posts.times == 0
+    tick()
+    posts.may_end.set()
+    running.worker._handle_wake(destination_id, f"{0:064x}")
+    assert posts.times == 1
+
+
+def test_a_worker_beats_between_the_steps_of_a_slow_tick(
+    ledger: PostgresLedger, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(ledger)
+    seen: list[int | None] = []
+
+    def wake_slowly(*_: object) -> None:
+        running.worker._beaten_ms -= presence.BEAT_MS
+        seen.append(seen_ms(ledger, running.name))
+
+    monkeypatch.setattr(running.worker, "_wake_due", wake_slowly)
+    tenants.add_tenant(ledger, "one", endpoint="https://helicone.test", key=api_key())
+    tick_of(running)()
+    first, second = seen
+    assert first is not None
+    assert second is not None
+    assert first < second
 
 
 def test_a_tenant_whose_key_is_none_stops_nobody_else(
@@ -209,9 +257,9 @@ def test_a_tenant_whose_key_is_none_stops_nobody_else(
     bad = tenants.add_tenant(ledger, "bad", endpoint="https://helicone.test", key=wrong)
     good = tenants.add_tenant(ledger, "good", endpoint="https://helicone.test", key=api_key())
     for _ in range(2):
-        look_of(running)()
-    assert good.destination_id in running.worker._outlets
-    assert bad.destination_id not in running.worker._outlets
+        tick_of(running)()
+    assert good.destination_id in running.worker._sinks
+    assert bad.destination_id not in running.worker._sinks
     assert [one.message.partition(":")[0] for one in caplog.records] == ["tenant bad is delivered nothing"]
     assert "key" not in caplog.text.replace("API key", "")
 
@@ -219,8 +267,24 @@ def test_a_tenant_whose_key_is_none_stops_nobody_else(
 def test_nothing_is_too_old_for_a_server_whose_clock_has_just_jumped(ledger: PostgresLedger, running: Running) -> None:
     put(ledger)
     ledger.execute("update job set enqueued_ms = 0")
-    running.worker._look_after(presence.server_ms(ledger))
+    running.worker._maintain(presence.server_ms(ledger))
     assert ledger.execute("select state from job").fetchone()["state"] == "pending"
+
+
+def test_what_nobody_reads_back_is_not_kept_for_ever(
+    ledger: PostgresLedger, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running.worker, "_sinks", {})  # of the destination of its settings nothing is read back
+    found = leased(ledger, running.name)
+    (body,) = claims.unacknowledged(ledger, found)
+    now_ms = presence.server_ms(ledger)
+    accepted = [Accepted(body.request_id, body.digest, now_ms, None)]
+    assert claims.complete(ledger, found, now_ms, accepted=accepted, confirm_ms=now_ms)
+    running.worker._maintain(now_ms)
+    assert ledger.execute("select body_bytes > 0 from job").fetchone()[0] == 1
+    ledger.execute("update job set finished_ms = 0, confirm_ms = 0, enqueued_ms = 0")
+    running.worker._maintain(now_ms)
+    assert ledger.execute("select body_bytes, confirm_ms from job").fetchone()[0] == 0
 
 
 def test_a_consumer_whose_listener_is_away_delivers_all_the_same(
