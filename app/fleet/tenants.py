@@ -1,6 +1,6 @@
 """Tenants and their machines' tokens: who may send to an intake, and where it goes from there.
 
-    machine ── token ──▶ tenant ──▶ destination, key, limits
+    machine ── token ──▶ tenant ──▶ destination, key, limits, policy
 
 A token looks as a Helicone key does, so that a machine needs nothing but another key and another endpoint. Only its
 hash is kept: with 108 random bits nobody finds it by trying. A tenant's key is in the database alone, and in no log.
@@ -9,9 +9,11 @@ hash is kept: with 108 random bits nobody finds it by trying. A tenant's key is 
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import string
 from dataclasses import dataclass, field
+from typing import Literal
 
 from app.database.connection import Row
 from app.database.postgres import PostgresLedger
@@ -29,6 +31,16 @@ class TenantError(UsageError):
 
 
 @dataclass(frozen=True, slots=True)
+class TenantPolicy:
+    """What of its machines' logs may leave; it only ever withholds more than they do."""
+
+    export_mode: Literal["full", "metadata_only"] = "full"
+    """`metadata_only`: no log is taken that was not made so."""
+    redact_patterns: tuple[str, ...] = field(default=(), repr=False)
+    """Masked in every log. Somebody may have written the very secret down as one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tenant:
     id: int
     name: str
@@ -40,6 +52,7 @@ class Tenant:
     """Of what waits."""
     rate_per_minute: int | None
     """Records sent on, by all workers together."""
+    policy: TenantPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +83,26 @@ def add_tenant(
     key: str,
     bytes_max: int | None = None,
     rate_per_minute: int | None = None,
+    policy: TenantPolicy = TenantPolicy(),
 ) -> Tenant:
     """Raises TenantError where the name, or another tenant with the same endpoint and key, is there."""
     now_ms = server_ms(db)
     endpoint = normalise(endpoint)
     found = destinations.destination(db, endpoint, destinations.fingerprint(db, key), now_ms)
     written = db.execute(
-        "insert into tenant (name, destination_id, endpoint, key, bytes_max, rate_per_minute, created_ms)"
-        " values (?, ?, ?, ?, ?, ?, ?) on conflict do nothing",
-        (name, found.id, endpoint, key, bytes_max, rate_per_minute, now_ms),
+        "insert into tenant (name, destination_id, endpoint, key, bytes_max, rate_per_minute, export_mode,"
+        " redact_patterns, created_ms) values (?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing",
+        (
+            name,
+            found.id,
+            endpoint,
+            key,
+            bytes_max,
+            rate_per_minute,
+            policy.export_mode,
+            json.dumps(policy.redact_patterns),
+            now_ms,
+        ),
     )
     if written.rowcount == 0:
         raise TenantError(f"tenant {name}: the name, or its endpoint with its key, is another tenant's already")
@@ -106,6 +130,7 @@ def _read(row: Row) -> Tenant:
         key=row["key"],
         bytes_max=row["bytes_max"],
         rate_per_minute=row["rate_per_minute"],
+        policy=TenantPolicy(row["export_mode"], tuple(json.loads(row["redact_patterns"]))),
     )
 
 
@@ -144,10 +169,18 @@ def machines(db: PostgresLedger) -> list[Machine]:
 SEEN_AGAIN_MS = 60_000
 
 
-def admitted(db: PostgresLedger, token: str) -> Tenant | None:
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Who has a token."""
+
+    tenant: Tenant
+    machine: str
+
+
+def admitted(db: PostgresLedger, token: str) -> Admission | None:
     """Whose machine this is; None for a token that nobody has, or has any more."""
     row = db.execute(
-        "select t.*, k.seen_ms from token k join tenant t on t.id = k.tenant_id"
+        "select t.*, k.machine, k.seen_ms from token k join tenant t on t.id = k.tenant_id"
         " where k.hash = ? and k.revoked_ms is null",
         (hashed(token),),
     ).fetchone()
@@ -156,7 +189,7 @@ def admitted(db: PostgresLedger, token: str) -> Tenant | None:
     now_ms = server_ms(db)
     if row["seen_ms"] is None or row["seen_ms"] < now_ms - SEEN_AGAIN_MS:  # else each POST would write its row
         db.execute("update token set seen_ms = ? where hash = ?", (now_ms, hashed(token)))
-    return _read(row)
+    return Admission(_read(row), row["machine"])
 
 
 def is_full(db: PostgresLedger, found: Tenant) -> bool:
