@@ -12,14 +12,14 @@ import hashlib
 import json
 import secrets
 import string
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from app.database.connection import Row
 from app.database.postgres import PostgresLedger
 from app.errors import UsageError
 from app.fleet.presence import server_ms
-from app.ledger import destinations
+from app.ledger import confirmations, counts, destinations
 from app.runtime.url import normalise
 
 GENERATION = "fleet01"
@@ -132,6 +132,91 @@ def _read(row: Row) -> Tenant:
         rate_per_minute=row["rate_per_minute"],
         policy=TenantPolicy(row["export_mode"], tuple(json.loads(row["redact_patterns"]))),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What of a tenant is to be another; None: stays."""
+
+    endpoint: str | None = None
+    key: str | None = field(default=None, repr=False)
+    bytes_max: int | None = None
+    """0: no limit."""
+    rate_per_minute: int | None = None
+    """0: no limit."""
+    export_mode: Literal["full", "metadata_only"] | None = None
+    redact_patterns: tuple[str, ...] | None = field(default=None, repr=False)
+
+
+def change(db: PostgresLedger, name: str, changes: Changes) -> Tenant:
+    """The tenant as it is then. What waits for it goes to its new endpoint under its new key. Raises TenantError.
+
+    What is being posted meanwhile goes where it went.
+    """
+    with db.transaction():
+        db.execute("select 1 from tenant where name = ? for update", (name,))
+        before = tenant(db, name)
+        after = _changed(before, changes)
+        if (after.endpoint, after.key) != (before.endpoint, before.key):
+            fingerprint = destinations.fingerprint(db, after.key)
+            if not destinations.readdress(db, before.destination_id, after.endpoint, fingerprint):
+                why = "its endpoint with its key is another destination's of this database"
+                raise TenantError(f"tenant {name}: {why}; for that one add another tenant")
+        db.execute(
+            "update tenant set endpoint = ?, key = ?, bytes_max = ?, rate_per_minute = ?, export_mode = ?,"
+            " redact_patterns = ? where id = ?",
+            (
+                after.endpoint,
+                after.key,
+                after.bytes_max,
+                after.rate_per_minute,
+                after.policy.export_mode,
+                json.dumps(after.policy.redact_patterns),
+                after.id,
+            ),
+        )
+    if after.endpoint != before.endpoint:
+        # What was delivered is at the old place, where nobody looks any more.
+        confirmations.give_up_confirmation(db, after.destination_id)
+    return after
+
+
+def _changed(before: Tenant, changes: Changes) -> Tenant:
+    policy = before.policy
+    patterns = policy.redact_patterns if changes.redact_patterns is None else changes.redact_patterns
+    bytes_max = before.bytes_max if changes.bytes_max is None else changes.bytes_max
+    rate_per_minute = before.rate_per_minute if changes.rate_per_minute is None else changes.rate_per_minute
+    return replace(
+        before,
+        endpoint=before.endpoint if changes.endpoint is None else normalise(changes.endpoint),
+        key=before.key if changes.key is None else changes.key,
+        bytes_max=bytes_max or None,
+        rate_per_minute=rate_per_minute or None,
+        policy=TenantPolicy(changes.export_mode or policy.export_mode, patterns),
+    )
+
+
+def remove(db: PostgresLedger, name: str) -> None:
+    """Forget a tenant, its key and its machines; what was delivered stays in the ledger.
+
+    Raises TenantError while it has a token that counts, or a log that waits or is dead.
+    """
+    with db.transaction():
+        db.execute("select 1 from tenant where name = ? for update", (name,))
+        found = tenant(db, name)
+        sender = next((one for one in machines(db) if one.tenant == name and one.revoked_ms is None), None)
+        if sender is not None:
+            raise TenantError(f"machine {sender.name} may still send for it: fleet token revoke {name} {sender.name}")
+        jobs = counts.counts(db, found.destination_id)
+        if jobs.dead:
+            helps = f"fleet dead retry {name} tries them again, fleet dead purge {name} gives them up"
+            raise TenantError(f"{jobs.dead} of its logs are dead: {helps}")
+        if jobs.pending:
+            helps = "fleet status says why; fleet tenant set gives it another endpoint or key"
+            raise TenantError(f"{jobs.pending} of its logs still wait: {helps}")
+        db.execute("delete from token where tenant_id = ?", (found.id,))
+        db.execute("delete from tenant where id = ?", (found.id,))
+    confirmations.give_up_confirmation(db, found.destination_id)  # nobody has its key any more
 
 
 def add_token(db: PostgresLedger, tenant_name: str, machine: str) -> str:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import queue
 import socket
 import sqlite3
@@ -30,6 +31,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from anyio import to_thread
 from starlette.applications import Starlette
@@ -37,10 +39,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from app import __version__
 from app.database.postgres import PostgresLedger
 from app.database.schema import SchemaError
 from app.database.server import open_postgres
-from app.fleet import tenants
+from app.fleet import presence, tenants
 from app.fleet.presence import server_ms
 from app.fleet.queue import CentralQueue
 from app.fleet.tenants import Admission
@@ -66,8 +69,13 @@ TIME_DIGITS = 15
 """Of a time in milliseconds; those of today have 13."""
 FULL_S = 60
 AWAY_S = 5
+ENDS_S_MAX = 5
+"""So long an intake that ends tries to say so."""
 WAKE_EVERY_S = 0.05
 """What arrives within so long wakes the workers together: each wake takes a lock of the whole database server."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +121,7 @@ class Intake:
         self._arrived: list[tuple[int, str, bool]] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._name = uuid.uuid4().hex
 
     def take(self, token: str, posted: Posted) -> Answer:
         """What a log is answered; 200 only when it is committed."""
@@ -131,18 +140,23 @@ class Intake:
             admitted = tenants.admitted(db, token)
             return _UNKNOWN if admitted is None else act(db, admitted)
 
+        try:
+            return self._with_database(answer)
+        except (sqlite3.Error, OSError, SchemaError) as error:
+            log.warning("a machine was not served: %s", error)
+            return _AWAY
+
+    def _with_database(self, act: Callable[[PostgresLedger], T]) -> T:
+        """Raises sqlite3.Error, OSError, SchemaError."""
         db = self._idle.get()
         try:
             if db is not None and db.is_current():
                 # One that was open while the server started anew says so only when it is asked.
                 with suppress(sqlite3.OperationalError):
-                    return answer(db)
+                    return act(db)
                 db.close()
             db = open_postgres(self._url)
-            return answer(db)
-        except (sqlite3.Error, OSError, SchemaError) as error:
-            log.warning("a machine was not served: %s", error)
-            return _AWAY
+            return act(db)
         finally:
             self._idle.put(db)
 
@@ -177,14 +191,29 @@ class Intake:
         return Answer(reply.status, reply.body, reply.headers)
 
     def wake(self) -> None:
-        """Wake workers for what has arrived, until `close`."""
+        """Wake workers for what has arrived, until `stop`."""
         while not self._stop.wait(WAKE_EVERY_S):
             with self._lock:
                 arrived, self._arrived = self._arrived, []
             self._queue.wake(arrived)
 
-    def close(self) -> None:
+    def beat(self) -> None:
+        """Say that this process lives, until `stop`; then that it has ended."""
+        says = {"version": __version__, "machine": socket.gethostname(), "process": os.getpid(), **presence.INTAKE}
+        while True:
+            # Where the database is away, each log that is not taken tells of it.
+            with suppress(sqlite3.Error, OSError, SchemaError):
+                self._with_database(lambda db: presence.beat(db, self._name, says))
+            if self._stop.wait(presence.BEAT_MS / 1000):
+                break
+        with suppress(sqlite3.Error, OSError, SchemaError):
+            self._with_database(lambda db: presence.withdraw(db, self._name))
+
+    def stop(self) -> None:
+        """`beat` and `wake` end."""
         self._stop.set()
+
+    def close(self) -> None:
         self._queue.close()
         with suppress(queue.Empty):
             while True:
@@ -246,11 +275,14 @@ def create(url: str) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        thread = threading.Thread(target=intake.wake, name="wake", daemon=True)
-        thread.start()
+        beats = threading.Thread(target=intake.beat, name="beat", daemon=True)
+        for thread in (beats, threading.Thread(target=intake.wake, name="wake", daemon=True)):
+            thread.start()
         try:
             yield
         finally:
+            intake.stop()
+            beats.join(ENDS_S_MAX)
             intake.close()
 
     async def answer(request: Request, act: Callable[[str, bytes], Answer]) -> Response:

@@ -349,11 +349,11 @@ select destination_id, state, counted_as as reason, counted_hold as hold_reason,
 -- The salt makes fingerprints of API keys and folders worthless outside this ledger.
 insert into meta (name, value) values ('salt', replace(gen_random_uuid()::text, '-', ''));
 
--- Who is alive. A worker that has not been seen for long is dead, whatever it holds.
+-- Which workers and intakes are alive. A worker that has not been seen for long is dead, whatever it holds.
 create table worker (
     name text collate "C" primary key,
     seen_ms bigint not null,                     -- as of the server's clock
-    says text collate "C" not null               -- version, machine, process id: JSON
+    says text collate "C" not null               -- version, machine, process id, kind: JSON
 );
 
 -- One worker looks after what is due and who is dead, until its time is over; then any other may take its place.
