@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import signal
 import uuid
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import pytest
 from app.database.postgres import PostgresLedger
 from app.exporters.helicone.client import Client, classify
 from app.exporters.helicone.routes import routes
-from app.fleet import tenants
+from app.fleet import presence, tenants
 from app.fleet.presence import server_ms
 from app.fleet.queue import CentralQueue
 from app.fleet.tenants import TenantPolicy
@@ -391,6 +392,20 @@ def test_only_who_has_a_token_is_told(centre: Centre, path: str, body: bytes | N
     for token in (tenants.new_token(), api_key("a"), None):
         assert ask(centre.url + path, token, body)[0] == 401
     assert ask(centre.url + path, centre.token, body)[0] == 200
+
+
+# --- it lives
+
+
+def test_an_intake_says_that_it_lives_until_it_ends(postgres_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "BEAT_MS", 20)
+    with closing(prepared(postgres_server)) as db:
+        with intake(postgres_server.url):
+            wait_until(lambda: presence.intakes(db))
+            (one,) = presence.intakes(db)
+            assert (one.process, one.is_silent) == (os.getpid(), False)
+            wait_until(lambda: presence.intakes(db)[0].seen_ms > one.seen_ms)
+        assert presence.intakes(db) == []
 
 
 # --- refusals
