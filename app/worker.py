@@ -92,7 +92,8 @@ SIGNAL_S_MAX = 0.5
 SCHEDULE_S = 60
 """How often Huey looks for messages of a later time, of which there are none: as seldom as it can."""
 SIGNALS_S = 0.01
-FORBIDDEN = 403
+REFUSALS = (401, 403)
+"""After these an intake is asked at once: it takes another mode by now, or says that the token counts no more."""
 FLUSH_S = 0.1
 """How often it is asked whether that is over which a worker was made for."""
 LEAVE_S_MAX = 2.0
@@ -246,7 +247,7 @@ class Worker:
     def _post(self, claim: Claim, body: Body) -> Outcome:
         assert self._sender is not None  # noqa: S101 - without it nothing is claimed
         outcome = self._sender.post(claim, body)
-        if outcome.status == FORBIDDEN and self._asking is not None:
+        if outcome.status in REFUSALS and self._asking is not None:
             self._asking.hurry()
         return outcome
 

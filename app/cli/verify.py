@@ -87,15 +87,16 @@ def _verify(  # noqa: PLR0913 - one for each option
 
 def _check_at_helicone(sources: Sources, statuses: Sequence[SessionStatus], checked: dict[str, RemoteCheck]) -> str:
     """Look for what each session's jobs say was delivered. Why that came to nothing, '' when it did not."""
-    from app.operations.remote import asked  # noqa: PLC0415 - takes longer to load than the rest
+    from app.operations.remote import asked, asked_centre  # noqa: PLC0415 - takes longer to load than the rest
     from app.verify.remote_check import check  # noqa: PLC0415 - the same
 
     settings = sources.load()
+    who = "Helicone" if settings.heard is None else "the centre"
     try:
         with (
             closing(open_if_made(settings.spool_directory)) as db,
-            asked(settings) as helicone,
-            render.bar("looking at Helicone", total_min=LONG_SESSIONS) as bar,
+            (asked if settings.heard is None else asked_centre)(settings) as helicone,
+            render.bar(f"looking at {who}", total_min=LONG_SESSIONS) as bar,
         ):
             ours = find_target(db, settings)
             if ours is None:
@@ -185,6 +186,10 @@ def _advice(statuses: Sequence[SessionStatus], checked: Mapping[str, RemoteCheck
     before = states["elsewhere"] + states["earlier"]
     if before:
         yield f"{before} from before capture: {PROGRAM} backfill queues them (--dry-run says what it would send)"
+    dead = Counter[str]()
+    for one in checked.values():
+        dead.update(one.dead_at_centre)
+    yield from (f"{count} dead at the centre: {reason}" for reason, count in dead.items())
     lost = [name for name, one in checked.items() if one.missing]
     if lost:
         named = " ".join(lost[:NAMED_MAX])
@@ -254,6 +259,8 @@ def _remote(checked: Sequence[RemoteCheck]) -> list[str]:
         "found": sum(one.found for one in checked),
         "without bodies": sum(one.without_bodies for one in checked),
         "not yet there": sum(one.not_yet for one in checked),
+        "waiting at the centre": sum(one.at_centre for one in checked),
+        "DEAD AT THE CENTRE": sum(sum(one.dead_at_centre.values()) for one in checked),
         "MISSING": sum(one.missing for one in checked),
     }
     told = ", ".join(f"{count} {name}" for name, count in numbers.items() if count)

@@ -107,6 +107,15 @@ class Intake:
         return reply
 
 
+def asked(intake: Intake, before: Kept, now_ms: int) -> Kept:
+    """Ask what may leave; what is known then, where that `before` was."""
+    try:
+        answer = intake.machine()
+    except ReadBackError as error:
+        return replace(before, asked_ms=now_ms, failure=str(error))
+    return Kept(asked_ms=now_ms, failure="", heard_ms=now_ms, answer=answer)
+
+
 class Asking:
     """Asks from time to time what may leave, and keeps what is answered. One loop's."""
 
@@ -133,7 +142,7 @@ class Asking:
             return False
         self._hurry.clear()
         before, basis = heard.kept(self._path), heard.basis(self._path)
-        known = self._asked(before, now.wall_ms)
+        known = asked(self._intake, before, now.wall_ms)
         self._due_ms = now.steady_ms + (ASK_SOON_MS if known.failure or known.answer is None else ASK_MS)
         heard.keep(self._path, known)
         if known.failure:
@@ -144,13 +153,6 @@ class Asking:
         if is_changed:
             self._log(told(known))
         return is_changed or bool(before.failure)
-
-    def _asked(self, before: Kept, now_ms: int) -> Kept:
-        try:
-            answer = self._intake.machine()
-        except ReadBackError as error:
-            return replace(before, asked_ms=now_ms, failure=str(error))
-        return Kept(asked_ms=now_ms, failure="", heard_ms=now_ms, answer=answer)
 
     def close(self) -> None:
         self._intake.close()
