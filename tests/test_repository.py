@@ -192,6 +192,8 @@ LONG = {
     "app/cli/jobs.py _list": "one parameter for each option",
     "app/cli/verify.py _verify": "one parameter for each option",
     "app/cli/recall.py _recall": "one parameter for each option",
+    "app/cli/fleet_tenant.py _add": "one parameter for each option",
+    "app/cli/fleet_tenant.py _set": "one parameter for each option",
     "app/cli/setup.py _setup": "one parameter for each option",
 }
 """Functions that are longer, or take more, and why. Constructors may."""

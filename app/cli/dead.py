@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
 
 from app.cli.layout import local, size
-from app.cli.options import OF_SPOOL, PROBLEM, AsJson, Yes, ask, print_json, print_lines, since_option, takes
+from app.cli.options import OF_SPOOL, PROBLEM, PROGRAM, AsJson, Yes, ask, print_json, print_lines, since_option, takes
 from app.cli.render import how_to_deliver
 from app.cli.render_centre import dead_lines
-from app.database.connection import Unmade
+from app.database.connection import Database, Unmade
 from app.ledger.dead_letters import Choice
 from app.ledger.erasure import erase
 from app.operations import dead_letters
@@ -66,7 +65,7 @@ def _list(
     if json_wanted:
         print_json({**asdict(listed), "centre": None if there is None else asdict(there)})
     else:
-        print_lines(_letters_lines(listed, "dropped" if dropped else "dead"))
+        print_lines(letters_lines(listed, "dropped" if dropped else "dead"))
         print_lines([] if there is None else dead_lines(there, clock.now_ms()))
 
 
@@ -110,10 +109,10 @@ def _retry(
 
     Dropped jobs are never touched.
     """
-    wide = _wide(error, since, everything=everything)
+    wide = wide_choice(error, since, everything=everything)
     settings = sources.load()
     with closing(opened(settings.spool_directory)) as db:
-        choice = _chosen(db, keys or [], wide, None if yes else "retry")
+        choice = chosen(db, keys or [], wide, None if yes else "retry")
         jobs = dead_letters.retry(db, settings, choice, clock.now_ms())
     if json_wanted:
         print_json({"jobs": jobs})
@@ -138,9 +137,9 @@ def _purge(
 
     They stay known as dropped, so that they are not exported again by themselves.
     """
-    wide = _wide(error, since, everything=everything)
+    wide = wide_choice(error, since, everything=everything)
     with closing(opened(sources.load().spool_directory)) as db:
-        choice = _chosen(db, keys or [], wide, None if yes else "purge")
+        choice = chosen(db, keys or [], wide, None if yes else "purge")
         jobs = dead_letters.purge(db, choice, clock.now_ms())
         left = (
             [] if isinstance(db, Unmade) else erase(db)
@@ -154,7 +153,7 @@ def _purge(
         raise typer.Exit(PROBLEM)
 
 
-def _wide(error: str | None, since: int | None, *, everything: bool) -> Choice | None:
+def wide_choice(error: str | None, since: int | None, *, everything: bool) -> Choice | None:
     """What is chosen by something else than keys, None when nothing is."""
     if everything and (error or since is not None):
         raise typer.BadParameter("--all stands alone; --error and --since may be combined")
@@ -163,23 +162,34 @@ def _wide(error: str | None, since: int | None, *, everything: bool) -> Choice |
     return Choice(fingerprint=error, since_ms=since)
 
 
-def _chosen(db: sqlite3.Connection, keys: list[str], wide: Choice | None, verb: str | None) -> Choice:
-    """What was named, or what was described; what is to be done with it is asked for first, where there is a verb."""
+def chosen(
+    db: Database,
+    keys: list[str],
+    wide: Choice | None,
+    verb: str | None,
+    *,
+    lister: str = "dead list",
+    destination_id: int | None = None,
+) -> Choice:
+    """What was named, or what was described; what is to be done with it is asked for first, where there is a verb.
+
+    `lister` is the command that lists them.
+    """
     if bool(keys) == (wide is not None):
         raise typer.BadParameter("name KEYs, or choose by --all, --error or --since")
     if wide is None:
-        return dead_letters.choose(db, keys)
+        return dead_letters.choose(db, keys, destination_id)
+    wide = replace(wide, destination_id=destination_id)
     jobs = dead_letters.list_dead(db, wide).jobs
     if not jobs and wide.fingerprint is not None:
-        raise DeadLetterError(
-            f"no dead letter has the error {wide.fingerprint}: opencode-helicone dead list names them"
-        )
+        raise DeadLetterError(f"no dead letter has the error {wide.fingerprint}: {PROGRAM} {lister} names them")
     if jobs and verb is not None:
         ask(f"{verb} {counted(jobs, 'dead letter')}", "--yes")
     return wide
 
 
-def _letters_lines(listed: Listed, state: str) -> Iterator[str]:
+def letters_lines(listed: Listed, state: str, retry: str = "dead retry") -> Iterator[str]:
+    """`retry` is the command that tries them again."""
     yield f"{listed.jobs} {state}"
     for group in listed.groups:
         name = f"{group.fingerprint}  " if group.fingerprint else ""
@@ -191,7 +201,7 @@ def _letters_lines(listed: Listed, state: str) -> Iterator[str]:
     if listed.jobs > LETTERS_SHOWN:
         yield f"  and {listed.jobs - LETTERS_SHOWN} older ones; --json lists more"
     if listed.groups and listed.groups[0].fingerprint:
-        yield f"to try a group again: opencode-helicone dead retry --error {listed.groups[0].fingerprint}"
+        yield f"to try a group again: {PROGRAM} {retry} --error {listed.groups[0].fingerprint}"
 
 
 def _letter_lines(opened: Opened) -> Iterator[str]:

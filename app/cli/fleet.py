@@ -3,45 +3,38 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli.centre import centre
+from app.cli.fleet_dead import dead
+from app.cli.fleet_tenant import tenant
 from app.cli.layout import at, size
-from app.cli.options import PROGRAM, STOPPED, AsJson, complain, print_json, print_lines
-from app.errors import UsageError
+from app.cli.options import PROGRAM, AsJson, complain, not_installed, print_json, print_lines
+from app.errors import AppError, UsageError
 from app.runtime.terminal import counted
 from app.settings.names import DATABASE_URL
 
 if TYPE_CHECKING:
-    from app.database.postgres import PostgresLedger
-    from app.fleet.presence import Worker
-    from app.fleet.tenants import Machine, Tenant
-    from app.operations.fleet import CentreStatus, Waiting
+    from app.fleet.presence import Process, Worker
+    from app.fleet.tenants import Machine
+    from app.operations.fleet import CentreStatus, MachineWaiting, Waiting
 
 commands = typer.Typer(rich_markup_mode=None)
 fleet = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="The centre: tenants, machines, what waits there."
 )
-tenant = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Whose logs an intake takes, and where they go.")
 token = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What machines send with.")
 commands.add_typer(fleet, name="fleet")
 fleet.add_typer(tenant, name="tenant")
 fleet.add_typer(token, name="token")
+fleet.add_typer(dead, name="dead")
 
 PORT = 8787
-CLOUD = "https://api.worker.helicone.ai"
-KEY_CHARACTERS_MAX = 2_000
-"""So many are read; more than a key may have."""
-BYTES_MAX = 2**50
-PER_MINUTE_MAX = 60_000
-"""One each millisecond."""
-
 OfTenant = Annotated[str, typer.Argument(metavar="TENANT", help="Its name.")]
 OfMachine = Annotated[str, typer.Argument(metavar="MACHINE", help="Any name for the machine.")]
 
@@ -57,7 +50,7 @@ def _intake(
     Into the database of OPENCODE_HELICONE_DATABASE_URL, for workers to send on. It speaks HTTP: TLS is the business of
     a proxy before it.
     """
-    with _database():
+    with centre():
         pass  # whatever is wrong with it is said before anybody is told to send
     from app.intake.server import serve  # noqa: PLC0415 - what the extra `fleet` brings
     from app.operations.fleet import url_of  # noqa: PLC0415 - the same
@@ -68,97 +61,13 @@ def _intake(
         serve(url_of(os.environ), bound)
 
 
-@tenant.command("add")
-def _add_tenant(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Any name for it.")],
-    *,
-    endpoint: Annotated[str, typer.Option(metavar="URL", help="Where its Helicone is.")] = CLOUD,
-    allow_http: Annotated[
-        bool, typer.Option("--allow-http", help="Also http:// to another machine, where others read along.")
-    ] = False,
-    key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Read Helicone's key there.")] = None,
-    bytes_max: Annotated[
-        int | None, typer.Option(min=1, max=BYTES_MAX, metavar="N", help="Take no more while so much waits.")
-    ] = None,
-    rate_per_minute: Annotated[
-        int | None, typer.Option(min=1, max=PER_MINUTE_MAX, metavar="N", help="Send no more logs a minute.")
-    ] = None,
-) -> None:
-    """Take logs for a tenant, to be sent on under its key.
-
-    Helicone's key is read from standard input, or from --key-file. It is kept in the database.
-    """
-    with _database() as db:
-        from app.operations.fleet import add_tenant  # noqa: PLC0415 - what the extra `fleet` brings
-
-        added = add_tenant(
-            db,
-            name,
-            endpoint=endpoint,
-            key=_read_key(key_file),
-            allow_http=allow_http,
-            bytes_max=bytes_max,
-            rate_per_minute=rate_per_minute,
-        )
-    print_lines(
-        [
-            f"tenant {added.name}: what its machines send goes to {added.endpoint}",
-            f"a token for a machine: {PROGRAM} fleet token add {added.name} MACHINE",
-        ]
-    )
-
-
-def _read_key(key_file: Path | None) -> str:
-    if key_file is not None:
-        with key_file.expanduser().open(encoding="utf-8", errors="replace") as file:
-            return file.read(KEY_CHARACTERS_MAX).strip()
-    if not sys.stdin.isatty():
-        return sys.stdin.read(KEY_CHARACTERS_MAX).strip()
-    try:
-        return str(typer.prompt("Helicone's key (not shown)", hide_input=True, err=True)).strip()
-    except typer.Abort as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise typer.Exit(STOPPED) from None
-        return ""
-
-
-@tenant.command("list")
-def _list_tenants(*, json_wanted: AsJson = False) -> None:
-    """List tenants, where their logs go, and their limits."""
-    with _database() as db:
-        from app.fleet.tenants import tenants  # noqa: PLC0415 - what the extra `fleet` brings
-
-        found = tenants(db)
-    if json_wanted:
-        print_json({"tenants": [_tenant_json(one) for one in found]})
-    else:
-        print_lines([_tenant_line(one) for one in found] or [f"no tenants yet: {PROGRAM} fleet tenant add NAME"])
-
-
-def _tenant_json(one: Tenant) -> dict[str, object]:
-    return {
-        "name": one.name,
-        "endpoint": one.endpoint,
-        "bytes_max": one.bytes_max,
-        "rate_per_minute": one.rate_per_minute,
-    }
-
-
-def _tenant_line(one: Tenant) -> str:
-    limits = [
-        *([f"at most {size(one.bytes_max)} wait"] if one.bytes_max is not None else []),
-        *([f"{counted(one.rate_per_minute, 'log')} a minute"] if one.rate_per_minute is not None else []),
-    ]
-    return f"{one.name}  {one.endpoint}  {', '.join(limits) or 'no limits'}"
-
-
 @token.command("add")
 def _add_token(tenant_name: OfTenant, machine: OfMachine) -> None:
     """Print a token for a machine, once.
 
     Alone on standard output. One that the machine had before counts no more.
     """
-    with _database() as db:
+    with centre() as db:
         from app.fleet.tenants import add_token  # noqa: PLC0415 - what the extra `fleet` brings
 
         made = add_token(db, tenant_name, machine)
@@ -173,7 +82,7 @@ def _revoke_token(tenant_name: OfTenant, machine: OfMachine) -> None:
 
     What it has sent is sent on. What it has not waits there.
     """
-    with _database() as db:
+    with centre() as db:
         from app.fleet.tenants import revoke  # noqa: PLC0415 - what the extra `fleet` brings
 
         revoke(db, tenant_name, machine)
@@ -183,7 +92,7 @@ def _revoke_token(tenant_name: OfTenant, machine: OfMachine) -> None:
 @token.command("list")
 def _list_tokens(*, json_wanted: AsJson = False) -> None:
     """List machines, and when each sent last."""
-    with _database() as db:
+    with centre() as db:
         from app.fleet.presence import server_ms  # noqa: PLC0415 - what the extra `fleet` brings
         from app.fleet.tenants import machines  # noqa: PLC0415 - the same
 
@@ -215,8 +124,8 @@ def _machine_line(one: Machine, now_ms: int) -> str:
 
 @fleet.command("status")
 def _status(*, json_wanted: AsJson = False) -> None:
-    """Say what waits for each tenant, and which workers there are."""
-    with _database() as db:
+    """Say what waits for each tenant and machine, and which workers and intakes there are."""
+    with centre() as db:
         from app.operations.fleet import read_status  # noqa: PLC0415 - what the extra `fleet` brings
 
         found = read_status(db)
@@ -235,6 +144,10 @@ def _status_lines(found: CentreStatus) -> Iterator[str]:
         yield _worker_line(worker, found.now_ms)
     if all(worker.is_silent for worker in found.workers):
         yield f"no worker runs: `huey_consumer app.worker.huey` with {DATABASE_URL} delivers"
+    for one_intake in found.intakes:
+        yield _process_line("intake", one_intake, "silent" if one_intake.is_silent else "runs", found.now_ms)
+    if all(one_intake.is_silent for one_intake in found.intakes):
+        yield f"no intake runs: `{PROGRAM} intake` takes logs"
 
 
 def _waiting_lines(one: Waiting, now_ms: int) -> Iterator[str]:
@@ -244,22 +157,66 @@ def _waiting_lines(one: Waiting, now_ms: int) -> Iterator[str]:
     limit = "" if one.bytes_max is None else f" of {size(one.bytes_max)}"
     yield f"  {one.waiting} wait{oldest}"
     yield f"  {one.dead} dead, {one.delivered} delivered; room taken: {size(one.held_bytes)}{limit}"
+    yield from _machine_lines(one.machines, now_ms)
+
+
+def _machine_lines(machines: Iterable[MachineWaiting], now_ms: int) -> Iterator[str]:
+    """Those of which something waits or is dead."""
+    others = 0
+    for one in machines:
+        if not one.waiting and not one.dead:
+            others += 1
+            continue
+        oldest = "" if one.oldest_waiting_ms is None else f", the oldest since {at(one.oldest_waiting_ms, now_ms)}"
+        yield (
+            f"  {one.machine or 'no machine'}: {one.waiting} wait{oldest}; {one.dead} dead, {one.delivered} delivered"
+        )
+    if others:
+        yield f"  {counted(others, 'machine')} of which nothing waits or is dead"
 
 
 def _worker_line(one: Worker, now_ms: int) -> str:
-    state = "silent" if one.is_silent else "leads" if one.leads else "follows"
-    return f"worker {one.machine} {one.process} ({one.version}): {state}, last beat {at(one.seen_ms, now_ms)}"
+    return _process_line("worker", one, "silent" if one.is_silent else "leads" if one.leads else "follows", now_ms)
 
 
-@contextmanager
-def _database() -> Iterator[PostgresLedger]:
-    """Raises UsageError where the extra, or the variable, is missing; CentreError."""
+def _process_line(kind: str, one: Process, state: str, now_ms: int) -> str:
+    return f"{kind} {one.machine} {one.process} ({one.version}): {state}, last beat {at(one.seen_ms, now_ms)}"
+
+
+@fleet.command("metrics")
+def _metrics(
+    *,
+    textfile: Annotated[
+        Path | None, typer.Option("--textfile", metavar="PATH", help="Write this file, at once, instead of printing.")
+    ] = None,
+) -> None:
+    """Print numbers for Prometheus, by tenant and machine.
+
+    For its node exporter's collector of text files: --textfile.
+    """
+    found, problem = _status_or_problem()
     try:
-        from app.operations.fleet import database  # noqa: PLC0415 - what the extra `fleet` brings
-    except ImportError as error:
-        if not (error.name or "psycopg").startswith("psycopg"):
-            raise
-        install = f"install {PROGRAM}[fleet], in a checkout with uv tool install '.[fleet]'"
-        raise UsageError(f"the centre needs the extra `fleet`: {install}") from None
-    with database(os.environ) as db:
-        yield db
+        from app.operations.fleet_metrics import exposition  # noqa: PLC0415 - what the extra `web` brings
+        from app.operations.metrics import write_textfile  # noqa: PLC0415 - the same
+    except ModuleNotFoundError as error:
+        raise not_installed(error, "fleet metrics") from None
+    data = exposition(found)
+    if textfile is None:
+        typer.echo(data.decode(), nl=False)
+    else:
+        write_textfile(textfile, data)
+    if problem is not None:
+        raise problem
+
+
+def _status_or_problem() -> tuple[CentreStatus | None, AppError | None]:
+    """Why there is no status, where the database cannot be asked: the numbers tell of that, too. Raises UsageError."""
+    try:
+        with centre() as db:
+            from app.operations.fleet import read_status  # noqa: PLC0415 - what the extra `fleet` brings
+
+            return read_status(db), None
+    except UsageError:
+        raise
+    except AppError as error:
+        return None, error

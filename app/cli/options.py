@@ -15,6 +15,7 @@ import typer
 from platformdirs import user_data_path
 
 from app.cli.since import since_ms, since_whole_day_ms
+from app.errors import UsageError
 from app.runtime import clock
 from app.runtime.terminal import visible
 from app.settings.lookup import Sources, typed
@@ -117,6 +118,14 @@ def ask(question: str, remedy: str, *, details: Iterable[str] = (), refused: int
     if not agrees:
         complain("nothing was done")
         raise typer.Exit(refused)
+
+
+def not_installed(error: ModuleNotFoundError, command: str) -> Exception:
+    """What is to be raised where a command misses a package: that of the extra `web`, or any."""
+    if error.name is None or not error.name.startswith("prometheus_client"):
+        return error
+    install = f"install {PROGRAM}[web], in a checkout with uv tool install '.[web]'"
+    return UsageError(f"{command} needs the extra `web`: {install}")
 
 
 def print_json(value: object) -> None:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.options import OF_DESTINATION, PROGRAM, StoreFile, print_lines, takes
-from app.errors import UsageError
+from app.cli.options import OF_DESTINATION, PROGRAM, StoreFile, not_installed, print_lines, takes
 from app.runtime import clock
 from app.settings.lookup import Sources
 from app.sources.opencode.store import store_file
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 commands = typer.Typer(rich_markup_mode=None)
 
 PORT = 8687
-_INSTALL = f"needs the extra `web`: install {PROGRAM}[web], in a checkout with uv tool install '.[web]'"
 
 
 @commands.command("web")
@@ -40,7 +38,7 @@ def _web(
     try:
         from app.web import server  # noqa: PLC0415 - its web server takes longer to load than most commands run
     except ModuleNotFoundError as error:
-        raise _not_installed(error, "web") from None
+        raise not_installed(error, "web") from None
     from app.pages.loopback import ListenError, PortTakenError  # noqa: PLC0415 - loaded by then
 
     try:
@@ -78,15 +76,9 @@ def _metrics(
     try:
         from app.operations.metrics import exposition, write_textfile  # noqa: PLC0415 - others do without Prometheus
     except ModuleNotFoundError as error:
-        raise _not_installed(error, "metrics") from None
+        raise not_installed(error, "metrics") from None
     data = exposition(sources.load(), clock.now_ms())
     if textfile is None:
         typer.echo(data.decode(), nl=False)
     else:
         write_textfile(textfile, data)
-
-
-def _not_installed(error: ModuleNotFoundError, command: str) -> Exception:
-    if error.name is None or not error.name.startswith("prometheus_client"):
-        return error
-    return UsageError(f"{command} {_INSTALL}")

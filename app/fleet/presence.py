@@ -1,4 +1,4 @@
-"""Presence: which worker processes are alive, which of them leads, and what time it is, as the server says.
+"""Presence: which processes are alive, which of the workers leads, and what time it is, as the server says.
 
     a row that is touched every BEAT_MS       says who is there; SILENT_MS without it: dead
     a lock that the server holds for a        gone at once when the process dies: then MISSING_MS without a touch are
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from app.database.connection import Row
 from app.database.postgres import PostgresLedger
@@ -124,8 +125,8 @@ def dead(db: PostgresLedger, names: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
-    """One worker process, as it was when it last said so."""
+class Process:
+    """As it was when it last said so."""
 
     machine: str
     process: int
@@ -133,32 +134,46 @@ class Worker:
     seen_ms: int
     is_silent: bool
     """For so long that it is dead, or cannot reach the server. Its row stays for a day."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker(Process):
     leads: bool
+
+
+INTAKE = {"kind": "intake"}
+"""What an intake says beside what a worker does."""
 
 
 def workers(db: PostgresLedger) -> list[Worker]:
     """The one that was seen last comes first."""
+    return [Worker(**_process(row), leads=bool(row["leads"])) for row in _rows(db, is_intake=False)]
+
+
+def intakes(db: PostgresLedger) -> list[Process]:
+    """In the same order."""
+    return [Process(**_process(row)) for row in _rows(db, is_intake=True)]
+
+
+def _rows(db: PostgresLedger, *, is_intake: bool) -> Iterator[Row]:
     rows = db.execute(
         "select w.says, w.seen_ms, w.seen_ms < now.ms - :silent as is_silent, l.worker is not null as leads"
         " from worker w join (select floor(extract(epoch from clock_timestamp()) * 1000) as ms) now on true"
         " left join leader l on l.worker = w.name and l.until_ms >= now.ms order by w.seen_ms desc, w.name",
         {"silent": SILENT_MS},
     )
-    return [_read(row) for row in rows]
+    return (row for row in rows if (json.loads(row["says"]).get("kind") == INTAKE["kind"]) == is_intake)
 
 
-def _read(row: Row) -> Worker:
+def _process(row: Row) -> dict[str, Any]:
     says = json.loads(row["says"])
-    return Worker(
-        machine=says["machine"],
-        process=says["process"],
-        version=says["version"],
-        seen_ms=row["seen_ms"],
-        is_silent=bool(row["is_silent"]),
-        leads=bool(row["leads"]),
-    )
+    return {
+        **{name: says[name] for name in ("machine", "process", "version")},
+        "seen_ms": row["seen_ms"],
+        "is_silent": bool(row["is_silent"]),
+    }
 
 
 def forget_dead(db: PostgresLedger) -> None:
-    """Rows of workers that nobody has seen for a day."""
+    """Rows of processes that nobody has seen for a day."""
     db.execute("delete from worker where seen_ms < floor(extract(epoch from clock_timestamp()) * 1000) - 86400000")

@@ -1,6 +1,6 @@
 """Tenants and their machines' tokens: who may send to an intake, and where it goes from there.
 
-    machine ── token ──▶ tenant ──▶ destination, key, limits
+    machine ── token ──▶ tenant ──▶ destination, key, limits, policy
 
 A token looks as a Helicone key does, so that a machine needs nothing but another key and another endpoint. Only its
 hash is kept: with 108 random bits nobody finds it by trying. A tenant's key is in the database alone, and in no log.
@@ -9,15 +9,17 @@ hash is kept: with 108 random bits nobody finds it by trying. A tenant's key is 
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import string
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from app.database.connection import Row
 from app.database.postgres import PostgresLedger
 from app.errors import UsageError
 from app.fleet.presence import server_ms
-from app.ledger import destinations
+from app.ledger import confirmations, counts, destinations
 from app.runtime.url import normalise
 
 GENERATION = "fleet01"
@@ -26,6 +28,16 @@ _SIGNS = string.ascii_lowercase + string.digits
 
 class TenantError(UsageError):
     """There is no such tenant or machine, or there is one already; or it cannot be one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantPolicy:
+    """What of its machines' logs may leave; it only ever withholds more than they do."""
+
+    export_mode: Literal["full", "metadata_only"] = "full"
+    """`metadata_only`: no log is taken that was not made so."""
+    redact_patterns: tuple[str, ...] = field(default=(), repr=False)
+    """Masked in every log. Somebody may have written the very secret down as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +52,7 @@ class Tenant:
     """Of what waits."""
     rate_per_minute: int | None
     """Records sent on, by all workers together."""
+    policy: TenantPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +83,26 @@ def add_tenant(
     key: str,
     bytes_max: int | None = None,
     rate_per_minute: int | None = None,
+    policy: TenantPolicy = TenantPolicy(),
 ) -> Tenant:
     """Raises TenantError where the name, or another tenant with the same endpoint and key, is there."""
     now_ms = server_ms(db)
     endpoint = normalise(endpoint)
     found = destinations.destination(db, endpoint, destinations.fingerprint(db, key), now_ms)
     written = db.execute(
-        "insert into tenant (name, destination_id, endpoint, key, bytes_max, rate_per_minute, created_ms)"
-        " values (?, ?, ?, ?, ?, ?, ?) on conflict do nothing",
-        (name, found.id, endpoint, key, bytes_max, rate_per_minute, now_ms),
+        "insert into tenant (name, destination_id, endpoint, key, bytes_max, rate_per_minute, export_mode,"
+        " redact_patterns, created_ms) values (?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing",
+        (
+            name,
+            found.id,
+            endpoint,
+            key,
+            bytes_max,
+            rate_per_minute,
+            policy.export_mode,
+            json.dumps(policy.redact_patterns),
+            now_ms,
+        ),
     )
     if written.rowcount == 0:
         raise TenantError(f"tenant {name}: the name, or its endpoint with its key, is another tenant's already")
@@ -106,7 +130,93 @@ def _read(row: Row) -> Tenant:
         key=row["key"],
         bytes_max=row["bytes_max"],
         rate_per_minute=row["rate_per_minute"],
+        policy=TenantPolicy(row["export_mode"], tuple(json.loads(row["redact_patterns"]))),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What of a tenant is to be another; None: stays."""
+
+    endpoint: str | None = None
+    key: str | None = field(default=None, repr=False)
+    bytes_max: int | None = None
+    """0: no limit."""
+    rate_per_minute: int | None = None
+    """0: no limit."""
+    export_mode: Literal["full", "metadata_only"] | None = None
+    redact_patterns: tuple[str, ...] | None = field(default=None, repr=False)
+
+
+def change(db: PostgresLedger, name: str, changes: Changes) -> Tenant:
+    """The tenant as it is then. What waits for it goes to its new endpoint under its new key. Raises TenantError.
+
+    What is being posted meanwhile goes where it went.
+    """
+    with db.transaction():
+        db.execute("select 1 from tenant where name = ? for update", (name,))
+        before = tenant(db, name)
+        after = _changed(before, changes)
+        if (after.endpoint, after.key) != (before.endpoint, before.key):
+            fingerprint = destinations.fingerprint(db, after.key)
+            if not destinations.readdress(db, before.destination_id, after.endpoint, fingerprint):
+                why = "its endpoint with its key is another destination's of this database"
+                raise TenantError(f"tenant {name}: {why}; for that one add another tenant")
+        db.execute(
+            "update tenant set endpoint = ?, key = ?, bytes_max = ?, rate_per_minute = ?, export_mode = ?,"
+            " redact_patterns = ? where id = ?",
+            (
+                after.endpoint,
+                after.key,
+                after.bytes_max,
+                after.rate_per_minute,
+                after.policy.export_mode,
+                json.dumps(after.policy.redact_patterns),
+                after.id,
+            ),
+        )
+    if after.endpoint != before.endpoint:
+        # What was delivered is at the old place, where nobody looks any more.
+        confirmations.give_up_confirmation(db, after.destination_id)
+    return after
+
+
+def _changed(before: Tenant, changes: Changes) -> Tenant:
+    policy = before.policy
+    patterns = policy.redact_patterns if changes.redact_patterns is None else changes.redact_patterns
+    bytes_max = before.bytes_max if changes.bytes_max is None else changes.bytes_max
+    rate_per_minute = before.rate_per_minute if changes.rate_per_minute is None else changes.rate_per_minute
+    return replace(
+        before,
+        endpoint=before.endpoint if changes.endpoint is None else normalise(changes.endpoint),
+        key=before.key if changes.key is None else changes.key,
+        bytes_max=bytes_max or None,
+        rate_per_minute=rate_per_minute or None,
+        policy=TenantPolicy(changes.export_mode or policy.export_mode, patterns),
+    )
+
+
+def remove(db: PostgresLedger, name: str) -> None:
+    """Forget a tenant, its key and its machines; what was delivered stays in the ledger.
+
+    Raises TenantError while it has a token that counts, or a log that waits or is dead.
+    """
+    with db.transaction():
+        db.execute("select 1 from tenant where name = ? for update", (name,))
+        found = tenant(db, name)
+        sender = next((one for one in machines(db) if one.tenant == name and one.revoked_ms is None), None)
+        if sender is not None:
+            raise TenantError(f"machine {sender.name} may still send for it: fleet token revoke {name} {sender.name}")
+        jobs = counts.counts(db, found.destination_id)
+        if jobs.dead:
+            helps = f"fleet dead retry {name} tries them again, fleet dead purge {name} gives them up"
+            raise TenantError(f"{jobs.dead} of its logs are dead: {helps}")
+        if jobs.pending:
+            helps = "fleet status says why; fleet tenant set gives it another endpoint or key"
+            raise TenantError(f"{jobs.pending} of its logs still wait: {helps}")
+        db.execute("delete from token where tenant_id = ?", (found.id,))
+        db.execute("delete from tenant where id = ?", (found.id,))
+    confirmations.give_up_confirmation(db, found.destination_id)  # nobody has its key any more
 
 
 def add_token(db: PostgresLedger, tenant_name: str, machine: str) -> str:
@@ -144,10 +254,18 @@ def machines(db: PostgresLedger) -> list[Machine]:
 SEEN_AGAIN_MS = 60_000
 
 
-def admitted(db: PostgresLedger, token: str) -> Tenant | None:
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Who has a token."""
+
+    tenant: Tenant
+    machine: str
+
+
+def admitted(db: PostgresLedger, token: str) -> Admission | None:
     """Whose machine this is; None for a token that nobody has, or has any more."""
     row = db.execute(
-        "select t.*, k.seen_ms from token k join tenant t on t.id = k.tenant_id"
+        "select t.*, k.machine, k.seen_ms from token k join tenant t on t.id = k.tenant_id"
         " where k.hash = ? and k.revoked_ms is null",
         (hashed(token),),
     ).fetchone()
@@ -156,7 +274,7 @@ def admitted(db: PostgresLedger, token: str) -> Tenant | None:
     now_ms = server_ms(db)
     if row["seen_ms"] is None or row["seen_ms"] < now_ms - SEEN_AGAIN_MS:  # else each POST would write its row
         db.execute("update token set seen_ms = ? where hash = ?", (now_ms, hashed(token)))
-    return _read(row)
+    return Admission(_read(row), row["machine"])
 
 
 def is_full(db: PostgresLedger, found: Tenant) -> bool:

@@ -1,12 +1,15 @@
-"""The intake's server: answers a log as Helicone does, once it is in the ledger.
+"""The intake's server: answers a log as Helicone does, once it is in the ledger; and says what became of others.
 
     POST /custom/v1/log
 
-    200   it is committed; `helicone-id` names it
+    200   it is committed; `helicone-id` names it. Or a later version of it is there already
     400   Helicone would refuse it as well
     401   no token, or one that nobody has any more: the machine pauses, and its jobs wait there
-    429   what waits for the tenant has reached its limit    } with Retry-After: the machine waits
-    503   the database is away                               }
+    403   its tenant takes no log that was made under this export mode: the same
+    429   what waits for the tenant has reached its limit          } with Retry-After: the machine waits
+    503   the database is away, or a tenant's pattern is none      }
+
+    GET /custom/v1/machine, POST /custom/v1/states                  `app.settings.intake`
 
 Nothing else is permanent: a machine that is refused with another status would give its turn up. Each record is a job of
 its own, of the session that it names; one that comes again changed takes the place of the one before, whatever has
@@ -17,15 +20,18 @@ nothing, as with the worker: who asks there first goes on to this one.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import os
 import queue
 import socket
 import sqlite3
 import threading
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from anyio import to_thread
 from starlette.applications import Starlette
@@ -33,20 +39,24 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from app import __version__
 from app.database.postgres import PostgresLedger
 from app.database.schema import SchemaError
 from app.database.server import open_postgres
-from app.fleet import tenants
+from app.fleet import presence, tenants
 from app.fleet.presence import server_ms
 from app.fleet.queue import CentralQueue
-from app.fleet.tenants import Tenant
-from app.ledger import versions
-from app.ledger.decision import WANTED, Decision
+from app.fleet.tenants import Admission
+from app.intake.masks import masked
+from app.ledger import arrivals, versions
+from app.ledger.decision import WANTED
 from app.ledger.job import Body, Version
 from app.pages.loopback import server
+from app.privacy.user_patterns import PatternError
 from app.receiver import handler
 from app.runtime import failpoint
-from app.settings.intake import LOG_PATH, TOKEN
+from app.settings import intake as protocol
+from app.settings.intake import DEAD_MAX, IDS_MAX, LOG_PATH, MACHINE_PATH, MODE_HEADER, STATES_PATH, TOKEN, TURN_HEADER
 
 log = logging.getLogger("opencode_helicone")
 
@@ -55,10 +65,17 @@ REQUEST_S_MAX = 40.0
 BODY_BYTES_MAX = 64 * 1024 * 1024
 CONNECTIONS = 8
 """To the database, of one process: so many logs are written at a time."""
+TIME_DIGITS = 15
+"""Of a time in milliseconds; those of today have 13."""
 FULL_S = 60
 AWAY_S = 5
+ENDS_S_MAX = 5
+"""So long an intake that ends tries to say so."""
 WAKE_EVERY_S = 0.05
 """What arrives within so long wakes the workers together: each wake takes a lock of the whole database server."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +85,28 @@ class Answer:
     headers: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """A log, as a machine has sent it."""
+
+    raw: bytes
+    mode: str | None
+    """The export mode that it was made under."""
+    turn_ms: int | None
+    """When the last thing happened in its turn; both None where the machine does not say."""
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+_JSON = {"content-type": "application/json"}
 _UNKNOWN = Answer(401, b"Unauthorized", {})
+_TOO_MUCH = Answer(403, _json({"error": "this centre takes logs of export mode metadata_only alone"}), _JSON)
 _FULL = Answer(429, b"what waits has reached its limit", {"retry-after": str(FULL_S)})
 _AWAY = Answer(503, b"the database is away", {"retry-after": str(AWAY_S)})
+_NO_PATTERN = Answer(503, b"a redaction pattern of the tenant cannot be used", {"retry-after": str(FULL_S)})
+_NO_QUESTION = Answer(400, _json({"error": f"requestIds must be a list of at most {IDS_MAX} texts"}), _JSON)
 
 
 class Intake:
@@ -85,28 +121,54 @@ class Intake:
         self._arrived: list[tuple[int, str, bool]] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._name = uuid.uuid4().hex
 
-    def take(self, token: str, raw: bytes) -> Answer:
-        """What is answered; 200 only when it is committed."""
+    def take(self, token: str, posted: Posted) -> Answer:
+        """What a log is answered; 200 only when it is committed."""
+        return self._ask(token, lambda db, admitted: self._take(db, admitted, token, posted))
+
+    def machine(self, token: str) -> Answer:
+        """What a machine is told about itself."""
+        return self._ask(token, _machine)
+
+    def states(self, token: str, asked: bytes) -> Answer:
+        """What became of some records of its tenant."""
+        return self._ask(token, lambda db, admitted: _states(db, admitted, asked))
+
+    def _ask(self, token: str, act: Callable[[PostgresLedger, Admission], Answer]) -> Answer:
+        def answer(db: PostgresLedger) -> Answer:
+            admitted = tenants.admitted(db, token)
+            return _UNKNOWN if admitted is None else act(db, admitted)
+
+        try:
+            return self._with_database(answer)
+        except (sqlite3.Error, OSError, SchemaError) as error:
+            log.warning("a machine was not served: %s", error)
+            return _AWAY
+
+    def _with_database(self, act: Callable[[PostgresLedger], T]) -> T:
+        """Raises sqlite3.Error, OSError, SchemaError."""
         db = self._idle.get()
         try:
             if db is not None and db.is_current():
                 # One that was open while the server started anew says so only when it is asked.
                 with suppress(sqlite3.OperationalError):
-                    return self._answer(db, token, raw)
+                    return act(db)
                 db.close()
             db = open_postgres(self._url)
-            return self._answer(db, token, raw)
-        except (sqlite3.Error, OSError, SchemaError) as error:
-            log.warning("a log was not taken: %s", error)
-            return _AWAY
+            return act(db)
         finally:
             self._idle.put(db)
 
-    def _answer(self, db: PostgresLedger, token: str, raw: bytes) -> Answer:
-        tenant = tenants.admitted(db, token)
-        if tenant is None:
-            return _UNKNOWN
+    def _take(self, db: PostgresLedger, admitted: Admission, token: str, posted: Posted) -> Answer:
+        tenant = admitted.tenant
+        if tenant.policy.export_mode == "metadata_only" and posted.mode != "metadata_only":
+            return _TOO_MUCH
+        try:
+            raw = masked(posted.raw, tenant.policy.redact_patterns)
+        except PatternError as error:
+            log.warning("nothing of tenant %s is taken: %s", tenant.name, error.without_text)
+            return _NO_PATTERN
         now_ms = server_ms(db)
         # Without the request's own headers: the body alone is sent on.
         reply = handler.worker_reply({"authorization": f"Bearer {token}"}, raw, None, now_ms, str(uuid.uuid4()))
@@ -114,33 +176,44 @@ class Intake:
             return Answer(reply.status, reply.body, reply.headers)
         if tenants.is_full(db, tenant):
             return _FULL
-        session = reply.log.properties.get("Helicone-Session-Id") or reply.log.request_id
-        if not self._put(db, tenant, reply.log.request_id, session, raw, now_ms):
+        body = Body(uuid.UUID(reply.log.request_id), raw)
+        session = reply.log.properties.get("Helicone-Session-Id") or str(body.request_id)
+        turn_ms = now_ms if posted.turn_ms is None else min(posted.turn_ms, now_ms)
+        version = _version(admitted, session, body, turn_ms)
+        decision = versions.insert(db, tenant.destination_id, version, [body], now_ms=now_ms)
+        if decision in WANTED:
+            with self._lock:
+                self._arrived.append((tenant.destination_id, version.key, False))
+        # Where its time is the server's own, that has gone back: what has come now only seems the older one.
+        elif turn_ms == now_ms and not arrivals.is_current(db, tenant.destination_id, version.key):
             return _AWAY
         failpoint.reach("intake.committed")
         return Answer(reply.status, reply.body, reply.headers)
 
-    def _put(self, db: PostgresLedger, tenant: Tenant, request_id: str, session: str, raw: bytes, now_ms: int) -> bool:
-        """False where the server's clock went back, so that what has come now seems the older one."""
-        body = Body(uuid.UUID(request_id), raw)
-        key = hashlib.sha256(f"{session}\0{request_id}\0{body.digest.hex()}".encode()).hexdigest()
-        # In the order of arrival: whoever sends a record again, changed, means the later one.
-        version = Version(session, session, request_id, key, now_ms, "", "")
-        decision = versions.insert(db, tenant.destination_id, version, [body], now_ms=now_ms)
-        if decision in WANTED:
-            with self._lock:
-                self._arrived.append((tenant.destination_id, key, False))
-        return decision is not Decision.SUPERSEDED
-
     def wake(self) -> None:
-        """Wake workers for what has arrived, until `close`."""
+        """Wake workers for what has arrived, until `stop`."""
         while not self._stop.wait(WAKE_EVERY_S):
             with self._lock:
                 arrived, self._arrived = self._arrived, []
             self._queue.wake(arrived)
 
-    def close(self) -> None:
+    def beat(self) -> None:
+        """Say that this process lives, until `stop`; then that it has ended."""
+        says = {"version": __version__, "machine": socket.gethostname(), "process": os.getpid(), **presence.INTAKE}
+        while True:
+            # Where the database is away, each log that is not taken tells of it.
+            with suppress(sqlite3.Error, OSError, SchemaError):
+                self._with_database(lambda db: presence.beat(db, self._name, says))
+            if self._stop.wait(presence.BEAT_MS / 1000):
+                break
+        with suppress(sqlite3.Error, OSError, SchemaError):
+            self._with_database(lambda db: presence.withdraw(db, self._name))
+
+    def stop(self) -> None:
+        """`beat` and `wake` end."""
         self._stop.set()
+
+    def close(self) -> None:
         self._queue.close()
         with suppress(queue.Empty):
             while True:
@@ -149,20 +222,70 @@ class Intake:
                     db.close()
 
 
+def _version(admitted: Admission, session: str, body: Body, turn_ms: int) -> Version:
+    """By its turn's time; of two with the same time, as a recall and what it overwrites, the one that comes later."""
+    request_id = str(body.request_id)
+    key = hashlib.sha256(f"{session}\0{request_id}\0{body.digest.hex()}".encode()).hexdigest()
+    return Version(session, session, request_id, key, turn_ms, user_id="", folder=admitted.machine)
+
+
+def _machine(db: PostgresLedger, admitted: Admission) -> Answer:
+    tenant = admitted.tenant
+    found = arrivals.of_machine(db, tenant.destination_id, admitted.machine, DEAD_MAX)
+    answer = protocol.IntakeAnswer(
+        export_mode=tenant.policy.export_mode,
+        redact_patterns=tenant.policy.redact_patterns,
+        waiting=found.waiting,
+        dead=found.dead,
+        dead_records=tuple(
+            protocol.DeadRecord(one.session, one.request_id, one.reason, one.finished_ms) for one in found.dead_latest
+        ),
+    )
+    return Answer(200, protocol.encoded(answer), _JSON)
+
+
+def _states(db: PostgresLedger, admitted: Admission, asked: bytes) -> Answer:
+    names = _asked(asked)
+    if names is None:
+        return _NO_QUESTION
+    found = arrivals.arrivals(db, admitted.tenant.destination_id, {name.lower() for name in names})
+    states = {
+        name: protocol.RecordState(found[name.lower()].state, found[name.lower()].reason)
+        for name in names
+        if name.lower() in found
+    }
+    return Answer(200, protocol.encoded(states), _JSON)
+
+
+def _asked(text: bytes) -> list[str] | None:
+    """The request ids of a question; None where it is none."""
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    names = told.get("requestIds") if isinstance(told, dict) else None
+    if not isinstance(names, list) or len(names) > IDS_MAX or not all(isinstance(name, str) for name in names):
+        return None
+    return names
+
+
 def create(url: str) -> Starlette:
     """The intake as an ASGI application, for this database."""
     intake = Intake(url)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        thread = threading.Thread(target=intake.wake, name="wake", daemon=True)
-        thread.start()
+        beats = threading.Thread(target=intake.beat, name="beat", daemon=True)
+        for thread in (beats, threading.Thread(target=intake.wake, name="wake", daemon=True)):
+            thread.start()
         try:
             yield
         finally:
+            intake.stop()
+            beats.join(ENDS_S_MAX)
             intake.close()
 
-    async def take(request: Request) -> Response:
+    async def answer(request: Request, act: Callable[[str, bytes], Answer]) -> Response:
         try:
             # All of it, whoever sends it: an answer that comes before is lost with the connection.
             raw = await _read(request)
@@ -173,11 +296,31 @@ def create(url: str) -> Starlette:
             return _response(_UNKNOWN)
         if raw is None:
             return Response(b"Payload too large", 400)
-        return _response(await to_thread.run_sync(intake.take, token, raw))
+        return _response(await to_thread.run_sync(act, token, raw))
 
-    app = Starlette(lifespan=lifespan, routes=[Route(LOG_PATH, take, methods=["POST"])])
+    async def take(request: Request) -> Response:
+        mode, turn_ms = request.headers.get(MODE_HEADER), _digits(request.headers.get(TURN_HEADER))
+        return await answer(request, lambda token, raw: intake.take(token, Posted(raw, mode, turn_ms)))
+
+    async def machine(request: Request) -> Response:
+        return await answer(request, lambda token, _: intake.machine(token))
+
+    async def states(request: Request) -> Response:
+        return await answer(request, intake.states)
+
+    routes = [
+        Route(LOG_PATH, take, methods=["POST"]),
+        Route(MACHINE_PATH, machine, methods=["GET"]),
+        Route(STATES_PATH, states, methods=["POST"]),
+    ]
+    app = Starlette(lifespan=lifespan, routes=routes)
     app.router.redirect_slashes = False
     return app
+
+
+def _digits(header: str | None) -> int | None:
+    """A time in a header; None where there is none, or none that anybody's clock shows."""
+    return int(header) if header and header.isascii() and header.isdecimal() and len(header) <= TIME_DIGITS else None
 
 
 async def _read(request: Request) -> bytes | None:

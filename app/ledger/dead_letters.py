@@ -166,11 +166,14 @@ def dead_keys(db: Database, choice: Choice) -> list[str]:
     ]
 
 
-def letters_of(db: Database, prefix: str, state: Literal["dead", "dropped"], limit: int = 10) -> list[Letter]:
-    """Letters whose key begins so. One key may be dead at several destinations."""
+def letters_of(
+    db: Database, prefix: str, state: Literal["dead", "dropped"], limit: int = 10, destination_id: int | None = None
+) -> list[Letter]:
+    """Letters whose key begins so, of one destination or of all. One key may be dead at several."""
     rows = db.execute(
-        f"{_LETTER} where {_OF_STATE[state]} and substr(job.key, 1, ?) = ? order by job.key, job.id limit ?",
-        (len(prefix), prefix, limit),
+        f"{_LETTER} where {_OF_STATE[state]} and substr(job.key, 1, :length) = :prefix"
+        " and (:destination is null or job.destination_id = :destination) order by job.key, job.id limit :limit",
+        {"length": len(prefix), "prefix": prefix, "destination": destination_id, "limit": limit},
     )
     return [_read(row) for row in rows]
 

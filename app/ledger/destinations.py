@@ -137,6 +137,36 @@ def keep_names(db: Database, names: Collection[str]) -> None:
     )
 
 
+def readdress(db: Database, destination_id: int, endpoint: str, key_fingerprint: str) -> bool:
+    """any health -> fine, in the caller's transaction: what waits there goes to another address or under another key.
+
+    False where that is another destination. What is known of a place goes with the place; where the key alone is new,
+    it stays true: that is of the same organisation.
+    """
+    other = db.execute(
+        "select 1 from destination where endpoint = ? and key_fingerprint = ? and id <> ?",
+        (endpoint, key_fingerprint, destination_id),
+    ).fetchone()
+    if other is not None:
+        return False
+    db.execute(
+        "update confirmation set found_ms = null, found_id = null, found_start_ms = null, missed_ms = null"
+        " where destination_id = :id and :endpoint <> (select endpoint from destination where id = :id)",
+        {"id": destination_id, "endpoint": endpoint},
+    )
+    db.execute(
+        "update confirmation set failure = null, failures = 0, retry_ms = null where destination_id = ?",
+        (destination_id,),
+    )
+    db.execute(
+        "update destination set route = iif(endpoint = :endpoint, route, null), endpoint = :endpoint,"
+        " key_fingerprint = :fingerprint, health = 'fine', pause_reason = null, pause_count = 0, probe_ms = null,"
+        " concurrency = iif(pause_reason is null, concurrency, 1) where id = :id",
+        {"endpoint": endpoint, "fingerprint": key_fingerprint, "id": destination_id},
+    )
+    return True
+
+
 def own_room(one: Destination) -> int | None:
     """`:room` of a destination."""
     return None if one.kind == HELICONE else one.id

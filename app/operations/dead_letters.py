@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+from app.database.connection import Database
 from app.errors import AppError
 from app.exporters.encoding import legible
 from app.ledger import dead_letters, destinations, job
@@ -53,16 +54,17 @@ class Opened:
     """Why the bodies cannot be read."""
 
 
-def choose(db: sqlite3.Connection, prefixes: Sequence[str]) -> Choice:
-    """The dead letters whose keys begin so. Raises DeadLetterError."""
-    return Choice(keys=tuple(found[0].key for found in (_dead(db, prefix) for prefix in prefixes)))
+def choose(db: Database, prefixes: Sequence[str], destination_id: int | None = None) -> Choice:
+    """The dead letters whose keys begin so, of one destination or of all. Raises DeadLetterError."""
+    keys = tuple(_dead(db, prefix, destination_id)[0].key for prefix in prefixes)
+    return Choice(keys=keys, destination_id=destination_id)
 
 
-def _dead(db: sqlite3.Connection, prefix: str) -> list[Letter]:
+def _dead(db: Database, prefix: str, destination_id: int | None) -> list[Letter]:
     """One key's letters, of which there can be one for each destination."""
-    found = dead_letters.letters_of(db, prefix.lower(), "dead")
+    found = dead_letters.letters_of(db, prefix.lower(), "dead", destination_id=destination_id)
     if not found:
-        dropped = dead_letters.letters_of(db, prefix.lower(), "dropped")
+        dropped = dead_letters.letters_of(db, prefix.lower(), "dropped", destination_id=destination_id)
         if dead_letters.dead_keys(db, Choice(fingerprint=prefix.lower())):
             raise DeadLetterError(f"{prefix} is an error's, and no key: say --error {prefix}")
         why = f"; {short(dropped[0].key)} was dropped ({dropped[0].reason}), import brings it back" if dropped else ""
@@ -84,7 +86,7 @@ def short(key: str, prefix: str = "") -> str:
     return key[: max(KEY_CHARACTERS, len(prefix) + 4)]
 
 
-def list_dead(db: sqlite3.Connection, choice: Choice, limit: int = LETTERS_MAX) -> Listed:
+def list_dead(db: Database, choice: Choice, limit: int = LETTERS_MAX) -> Listed:
     letters = dead_letters.dead_letters(db, choice, limit)
     latest = {letter.fingerprint: letter.job_id for letter in reversed(letters)}
     groups = tuple(
@@ -94,7 +96,7 @@ def list_dead(db: sqlite3.Connection, choice: Choice, limit: int = LETTERS_MAX) 
     return Listed(sum(one.jobs for one in groups), groups, tuple(letters))
 
 
-def _answer(db: sqlite3.Connection, job_id: int) -> str:
+def _answer(db: Database, job_id: int) -> str:
     """What the last attempt was answered."""
     return next((one.answer for one in reversed(dead_letters.attempts(db, job_id)) if one.answer), "")
 
@@ -174,9 +176,7 @@ def what_to_do(letter: Letter) -> str:
 
 def retry(db: sqlite3.Connection, settings: Settings, choice: Choice, now_ms: int) -> int:
     """dead -> pending, all that are chosen, and wake whoever delivers them. The number of jobs."""
-    retried: list[tuple[int, str]] = []
-    for batch in _batches(db, choice):
-        retried += dead_letters.retry_dead(db, batch, now_ms)
+    retried = reopen(db, choice, now_ms)
     for destination_id in {destination_id for destination_id, _ in retried}:
         with closing(Queue(Spool(settings.spool_directory).path, destination_id)) as queue:
             for key in [key for one, key in retried if one == destination_id][:WAKES_MAX]:
@@ -184,12 +184,17 @@ def retry(db: sqlite3.Connection, settings: Settings, choice: Choice, now_ms: in
     return len(retried)
 
 
-def purge(db: sqlite3.Connection, choice: Choice, now_ms: int) -> int:
+def reopen(db: Database, choice: Choice, now_ms: int) -> list[tuple[int, str]]:
+    """dead -> pending, all that are chosen; (destination, key) of each."""
+    return [one for batch in _batches(db, choice) for one in dead_letters.retry_dead(db, batch, now_ms)]
+
+
+def purge(db: Database, choice: Choice, now_ms: int) -> int:
     """dead -> dropped (purged), all that are chosen. The number of jobs."""
     return sum(dead_letters.purge_dead(db, batch, now_ms) for batch in _batches(db, choice))
 
 
-def _batches(db: sqlite3.Connection, choice: Choice) -> Iterator[Choice]:
+def _batches(db: Database, choice: Choice) -> Iterator[Choice]:
     """A retried one may be dead again at once, so who is meant is settled first."""
     keys = dead_letters.dead_keys(db, choice)
     for at in range(0, len(keys), job.BATCH):

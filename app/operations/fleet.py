@@ -1,9 +1,9 @@
-"""The centre as whoever runs it sees it: its database, what waits for each tenant, which workers there are."""
+"""The centre as whoever runs it sees it: its database, tenants, what waits for each, which processes there are."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -13,9 +13,12 @@ from app.database.postgres import PostgresLedger
 from app.database.server import open_postgres
 from app.errors import AppError, UsageError
 from app.fleet import presence, tenants
-from app.fleet.presence import Worker
-from app.fleet.tenants import Tenant, TenantError
-from app.ledger import counts, destinations
+from app.fleet.presence import Process, Worker
+from app.fleet.tenants import Changes, Machine, Tenant, TenantError, TenantPolicy
+from app.ledger import arrivals, counts, destinations
+from app.ledger.arrivals import Sums
+from app.ledger.destinations import Destination
+from app.privacy.user_patterns import compile_pattern
 from app.runtime.url import is_unprotected
 from app.settings.model import checked
 from app.settings.names import DATABASE_URL
@@ -24,6 +27,18 @@ from app.settings.options import words_of
 
 class CentreError(AppError):
     """The centre's database cannot be used. Its URL, which may hold a password, is in no message."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineWaiting:
+    """What of one machine waits at one destination, and what became of the rest."""
+
+    machine: str
+    """'' of what no machine has sent."""
+    waiting: int
+    dead: int
+    delivered: int
+    oldest_waiting_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +57,8 @@ class Waiting:
     """Of what waits or is dead."""
     bytes_max: int | None
     oldest_waiting_ms: int | None
+    machines: tuple[MachineWaiting, ...]
+    """All that may send or have sent, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +67,7 @@ class CentreStatus:
     """By the server's clock, as all times here."""
     destinations: tuple[Waiting, ...]
     workers: tuple[Worker, ...]
+    intakes: tuple[Process, ...]
 
 
 def url_of(environ: Mapping[str, str]) -> str:
@@ -73,46 +91,75 @@ def database(environ: Mapping[str, str]) -> Iterator[PostgresLedger]:
         raise CentreError(f"the database that {DATABASE_URL} names: {error}") from None
 
 
-def add_tenant(
-    db: PostgresLedger,
-    name: str,
-    *,
-    endpoint: str,
-    key: str,
-    allow_http: bool,
-    bytes_max: int | None,
-    rate_per_minute: int | None,
-) -> Tenant:
+def add_tenant(db: PostgresLedger, name: str, wanted: Changes, *, allow_http: bool) -> Tenant:
     """A tenant whose endpoint and key are such as a machine's own settings may have. Raises UsageError."""
-    if not key:
+    if not wanted.key or wanted.endpoint is None:
         raise TenantError("Helicone's key is missing: give it on standard input, or by --key-file")
-    try:
-        checked("api_key", SecretStr(key))
-    except ValidationError as error:
-        raise TenantError(f"Helicone's key: {words_of(error)}") from None
-    if is_unprotected(endpoint) and not allow_http:
+    _check(wanted, allow_http=allow_http)
+    return tenants.add_tenant(
+        db,
+        name,
+        endpoint=wanted.endpoint,
+        key=wanted.key,
+        bytes_max=wanted.bytes_max,
+        rate_per_minute=wanted.rate_per_minute,
+        policy=TenantPolicy(wanted.export_mode or "full", wanted.redact_patterns or ()),
+    )
+
+
+def change_tenant(db: PostgresLedger, name: str, changes: Changes, *, allow_http: bool) -> Tenant:
+    """The tenant as it is then. Raises UsageError."""
+    if changes == Changes():
+        raise TenantError("nothing to be changed was named: --help lists what can be")
+    if changes.key == "":
+        raise TenantError("the file of Helicone's key is empty")
+    _check(changes, allow_http=allow_http)
+    return tenants.change(db, name, changes)
+
+
+def _check(changes: Changes, *, allow_http: bool) -> None:
+    if changes.key is not None:
+        try:
+            checked("api_key", SecretStr(changes.key))
+        except ValidationError as error:
+            raise TenantError(f"Helicone's key: {words_of(error)}") from None
+    if changes.endpoint is not None and is_unprotected(changes.endpoint) and not allow_http:
         why = "http:// shows the key and the sessions to everybody on the way: use https://, or --allow-http"
         raise TenantError(f"the endpoint is on another machine, where {why}")
-    return tenants.add_tenant(
-        db, name, endpoint=endpoint, key=key, bytes_max=bytes_max, rate_per_minute=rate_per_minute
-    )
+    for number, pattern in enumerate(changes.redact_patterns or (), start=1):
+        compile_pattern(number, pattern)
 
 
 def read_status(db: PostgresLedger) -> CentreStatus:
+    """Looks at all jobs."""
     of_tenants = {one.destination_id: one for one in tenants.tenants(db)}
+    sums, machines = arrivals.by_machine(db), tenants.machines(db)
+    shown = (
+        _waiting(db, one, of_tenants.get(one.id), [of for of in sums if of.destination_id == one.id], machines)
+        for one in destinations.destinations(db)
+    )
     return CentreStatus(
         now_ms=presence.server_ms(db),
-        destinations=tuple(
-            _waiting(db, one, of_tenants.get(one.id))
-            for one in destinations.destinations(db)
-            if one.id in of_tenants or destinations.is_used(db, one.id)
-        ),
+        # What a tenant that was removed has had delivered is history.
+        destinations=tuple(one for one in shown if one.tenant is not None or one.waiting or one.dead),
         workers=tuple(presence.workers(db)),
+        intakes=tuple(presence.intakes(db)),
     )
 
 
-def _waiting(db: PostgresLedger, one: destinations.Destination, tenant: Tenant | None) -> Waiting:
+def _waiting(
+    db: PostgresLedger,
+    one: Destination,
+    tenant: Tenant | None,
+    sums: Sequence[Sums],
+    machines: Sequence[Machine],
+) -> Waiting:
     jobs = counts.counts(db, one.id)
+    by_name = {
+        machine.name: MachineWaiting(machine.name, 0, 0, 0, None)
+        for machine in machines
+        if tenant is not None and machine.tenant == tenant.name
+    } | {of.machine: MachineWaiting(of.machine, of.waiting, of.dead, of.delivered, of.oldest_waiting_ms) for of in sums}
     return Waiting(
         tenant=tenant.name if tenant else None,
         endpoint=one.endpoint,
@@ -124,4 +171,5 @@ def _waiting(db: PostgresLedger, one: destinations.Destination, tenant: Tenant |
         held_bytes=tenants.held_bytes(db, one.id),
         bytes_max=tenant.bytes_max if tenant else None,
         oldest_waiting_ms=jobs.oldest_pending_ms,
+        machines=tuple(by_name[name] for name in sorted(by_name)),
     )

@@ -46,12 +46,12 @@ class _Numbers(Collector):
         self._now_ms = now_ms
 
     def collect(self) -> Iterator[Metric]:
-        yield _one("info", "1, with the version as a label.", 1, {"version": __version__})
+        yield gauge("info", "1, with the version as a label.", 1, {"version": __version__})
         try:
             found = look_at_ledger(self._settings.spool_directory, self._read)
         except UnreadableLedgerError:
             found = []
-        yield _one("ledger_readable", "1 where the queue can be read.", int(bool(found)), {})
+        yield gauge("ledger_readable", "1 where the queue can be read.", int(bool(found)), {})
         yield from found
 
     def _read(self, db: sqlite3.Connection) -> list[Metric]:
@@ -59,7 +59,8 @@ class _Numbers(Collector):
         return [*_of_status(status, self._now_ms), *_of_counters(db)]
 
 
-def _one(name: str, told: str, value: float, labels: dict[str, str]) -> GaugeMetricFamily:
+def gauge(name: str, told: str, value: float, labels: dict[str, str]) -> GaugeMetricFamily:
+    """A number of its own."""
     metric = GaugeMetricFamily(f"{PREFIX}_{name}", told, labels=list(labels))
     metric.add_metric(list(labels.values()), value)
     return metric
@@ -84,17 +85,17 @@ def _of_status(status: Status, now_ms: int) -> Iterator[Metric]:
         unconfirmed.add_metric([name], one.confirmation.waiting)
         about.add_metric([name, urlsplit(one.endpoint).netloc], 1)
     yield from (jobs, oldest, is_up, unconfirmed, about)
-    yield _one("spool_bytes", "What the spool directory takes.", status.spool_bytes, {})
-    yield _one("held_bytes", "Bodies not delivered or not confirmed, compressed.", status.held_bytes, {})
-    yield _one("held_bytes_max", "What these may take (maxSpoolSize).", status.held_bytes_max, {})
-    yield _one("workers", "Workers that are alive.", len(status.workers), {})
-    yield _one("hooks", "Hooks that are alive.", len(status.hooks), {})
+    yield gauge("spool_bytes", "What the spool directory takes.", status.spool_bytes, {})
+    yield gauge("held_bytes", "Bodies not delivered or not confirmed, compressed.", status.held_bytes, {})
+    yield gauge("held_bytes_max", "What these may take (maxSpoolSize).", status.held_bytes_max, {})
+    yield gauge("workers", "Workers that are alive.", len(status.workers), {})
+    yield gauge("hooks", "Hooks that are alive.", len(status.hooks), {})
     told = "Time since the last sign of life: 0 while a worker lives, else since the queue was written to."
-    yield _one("heartbeat_age_seconds", told, 0 if status.workers else _unwritten_ms(status, now_ms) / 1000, {})
+    yield gauge("heartbeat_age_seconds", told, 0 if status.workers else _unwritten_ms(status, now_ms) / 1000, {})
     last = status.last_delivery
     if last is not None:
         told = "Time since the last delivery that is known."
-        yield _one("last_delivery_age_seconds", told, max(0, now_ms - last.delivered_ms) / 1000, {})
+        yield gauge("last_delivery_age_seconds", told, max(0, now_ms - last.delivered_ms) / 1000, {})
 
 
 def _unwritten_ms(status: Status, now_ms: int) -> int:

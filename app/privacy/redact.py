@@ -184,7 +184,7 @@ class Redaction:
         if self.secrets or self.known is not None:
             yield from self._find_secrets(text, found)
         for pattern in self.patterns:
-            found[pattern.name] = [view.source(*span) for view in layers(text) for span in _ranges(pattern.regex, view)]
+            found[pattern.name] = [view.source(*span) for view in layers(text) for span in pattern.spans(view.data)]
             yield len(data)
         return found
 
@@ -286,12 +286,6 @@ def _encoded(value: str) -> tuple[str, bytes]:
         return _encoded(value.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
-def _ranges(regex: Any, view: View) -> Iterator[_Span]:
-    for found in regex.finditer(view.data):
-        if found.end() > found.start():
-            yield found.span()
-
-
 @cache
 def _order() -> Mapping[str, int]:
     return {name: place for place, name in enumerate(dict.fromkeys((KNOWN, *(rule.name for rule in rules()))))}
@@ -303,10 +297,10 @@ def _replaced(data: bytes, found: dict[str, list[_Span]], hits: Counter[str] | N
     order = _order()
     for name in sorted(found, key=lambda name: order.get(name, len(order))):
         spans = found[name]
-        fresh = [span for span in _merged(spans) if not _is_within(span, covered)]
+        fresh = [span for span in merged(spans) if not _is_within(span, covered)]
         if fresh and hits is not None:
             hits[name] += len(fresh)
-        covered = _merged([*covered, *fresh]) if fresh else covered
+        covered = merged([*covered, *fresh]) if fresh else covered
     pieces: list[bytes | memoryview] = []
     at, view = 0, memoryview(data)
     for start, end in covered:
@@ -315,7 +309,8 @@ def _replaced(data: bytes, found: dict[str, list[_Span]], hits: Counter[str] | N
     return b"".join((*pieces, view[at:]))
 
 
-def _merged(spans: list[_Span]) -> list[_Span]:
+def merged(spans: list[_Span]) -> list[_Span]:
+    """In order, and none of them touches another."""
     made: list[_Span] = []
     for start, end in sorted(spans):
         if made and start <= made[-1][1]:
@@ -398,7 +393,7 @@ def identity_hits(turn: Turn, redaction: Redaction) -> Counter[str]:
     hits: Counter[str] = Counter()
     for text in set(_identity(turn)):
         for pattern in redaction.patterns:
-            hits[pattern.name] += sum(1 for _ in _ranges(pattern.regex, View(_encoded(text)[1])))
+            hits[pattern.name] += sum(1 for _ in pattern.spans(_encoded(text)[1]))
     return +hits
 
 

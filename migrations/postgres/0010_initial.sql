@@ -291,6 +291,9 @@ create index job_evicted on job (destination_id) where state = 'pending' and bod
 create index job_failed on job (destination_id, passes_seen) where setbacks > 0 and state = 'pending';
 create index job_dead on job (destination_id, counted_as, finished_ms) where state = 'dead';
 create index job_dropped on job (drop_reason, finished_ms) where state = 'dropped';
+-- A log's turn is named by its request id, a session's folder is the machine that sent it: machines ask what became of theirs.
+create index turn_name on turn (name);
+create index session_folder on session (destination_id, folder);
 
 -- A session's row in `waiting` says what all of its jobs say: two transactions that change two of them take turns, and the
 -- second one sees what the first has left.
@@ -346,11 +349,11 @@ select destination_id, state, counted_as as reason, counted_hold as hold_reason,
 -- The salt makes fingerprints of API keys and folders worthless outside this ledger.
 insert into meta (name, value) values ('salt', replace(gen_random_uuid()::text, '-', ''));
 
--- Who is alive. A worker that has not been seen for long is dead, whatever it holds.
+-- Which workers and intakes are alive. A worker that has not been seen for long is dead, whatever it holds.
 create table worker (
     name text collate "C" primary key,
     seen_ms bigint not null,                     -- as of the server's clock
-    says text collate "C" not null               -- version, machine, process id: JSON
+    says text collate "C" not null               -- version, machine, process id, kind: JSON
 );
 
 -- One worker looks after what is due and who is dead, until its time is over; then any other may take its place.
@@ -369,6 +372,8 @@ create table tenant (
     key text collate "C" not null,
     bytes_max bigint,                            -- of what waits; null: no limit
     rate_per_minute bigint check (rate_per_minute > 0),  -- records sent on, by all workers together; null: no limit
+    export_mode text collate "C" not null default 'full' check (export_mode in ('full', 'metadata_only')),
+    redact_patterns text collate "C" not null default '[]',  -- what no log may hold: JSON list of RE2 patterns
     next_ms bigint not null default 0,           -- when the next record may be sent, where there is a rate
     created_ms bigint not null
 );

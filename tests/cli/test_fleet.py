@@ -84,9 +84,11 @@ def test_a_tenant_is_added_with_a_key_that_nobody_is_shown(centre: Station, ledg
     assert f"goes to {ENDPOINT}\n" in added.stdout
     assert tenants.tenant(ledger, "acme").key == key
     listed = typed(centre, "fleet", "tenant", "list")
-    assert listed.stdout == f"acme  {ENDPOINT}  at most 5.0 kB wait, 300 logs a minute\n"
+    assert listed.stdout == f"acme  {ENDPOINT}  at most 5.0 kB wait, 300 logs a minute  full\n"
     told = said(typed(centre, "fleet", "tenant", "list", "--json"))
-    assert told == {"tenants": [{"name": "acme", "endpoint": ENDPOINT, "bytes_max": 5000, "rate_per_minute": 300}]}
+    limits_told = {"bytes_max": 5000, "rate_per_minute": 300}
+    policy_told = {"export_mode": "full", "redact_patterns": 0}
+    assert told == {"tenants": [{"name": "acme", "endpoint": ENDPOINT, **limits_told, **policy_told}]}
     assert shape(told) == shape(example("fleet tenant list"))
     status = typed(centre, "fleet", "status", "--json")
     assert key not in listed.stdout + json.dumps(told) + status.stdout
@@ -285,7 +287,10 @@ def test_what_an_intake_takes_waits_for_its_tenant(
         assert process.returncode == (0 if number is signal.SIGINT else -signal.SIGTERM)
         assert out + err == ""
 
-    presence.beat(ledger, "a", {"version": "1.2.3", "machine": "m1", "process": 17})
+    assert found(centre)["intakes"] == []  # it has said that it ends
+    process_ = {"version": "1.2.3", "machine": "m1", "process": 17}
+    presence.beat(ledger, "a", process_)
+    presence.beat(ledger, "b", {**process_, **presence.INTAKE})
     told = found(centre)
     assert shape(told) == shape(example("fleet status"))
     one, other = told["destinations"]

@@ -28,9 +28,15 @@ MAKE = {"backfill", "flush", "hook", "import", "migrate", "receiver", "setup", "
 SERVES = {"web"}
 """It looks until it is told to end: that it makes nothing is in `tests/web/test_pages.py`."""
 CENTRE = {
+    "fleet dead list": ("a",),
+    "fleet dead purge": ("a", "--all", "--yes"),
+    "fleet dead retry": ("a", "--all", "--yes"),
+    "fleet metrics": (),
     "fleet status": (),
     "fleet tenant add": ("a",),
     "fleet tenant list": (),
+    "fleet tenant remove": ("a",),
+    "fleet tenant set": ("a", "--bytes-max", "0"),
     "fleet token add": ("a", "b"),
     "fleet token list": (),
     "fleet token revoke": ("a", "b"),

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
 import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.database.postgres import PostgresLedger
-from app.exporters.helicone.client import Client
+from app.exporters.helicone.client import Client, classify
 from app.exporters.helicone.routes import routes
-from app.fleet import tenants
+from app.fleet import presence, tenants
+from app.fleet.presence import server_ms
 from app.fleet.queue import CentralQueue
+from app.fleet.tenants import TenantPolicy
 from app.intake import server as module
+from app.ledger import claims, confirmations, dead_letters
+from app.ledger.dead_letters import Choice
+from app.ledger.job import Accepted, Claim, FailedAttempt, bodies
 from app.pages import loopback
 from app.receiver import handler
 from app.runtime.failpoint import VARIABLE
-from tests.support.intake import envelope, intake, send, start_intake
+from app.settings.intake import (
+    DEAD_MAX,
+    IDS_MAX,
+    MACHINE_PATH,
+    MODE_HEADER,
+    STATES_PATH,
+    TURN_HEADER,
+    DeadRecord,
+    IntakeAnswer,
+    RecordState,
+    question,
+    read_answer,
+    read_states,
+)
+from tests.support.intake import ask, envelope, intake, send, start_intake
 from tests.support.postgres import NEWEST, Server
 from tests.support.servers import api_key
 from tests.support.waiting import wait_until
@@ -107,14 +129,40 @@ def test_a_changed_record_takes_the_place_of_the_one_before_and_may_change_back(
     assert [state for _, state, _ in centre.jobs()] == ["pending", "superseded"]
 
 
-def test_a_changed_record_that_seems_older_is_not_said_to_be_taken(centre: Centre) -> None:
+@pytest.mark.parametrize("told", [{}, {TURN_HEADER: "9999999999999"}, {TURN_HEADER: "soon"}])
+def test_a_changed_record_that_seems_older_is_not_said_to_be_taken(centre: Centre, told: dict[str, str]) -> None:
     """After a failover the server's clock may go back."""
     send(centre.url, centre.token, envelope(ONE, "first"))
     centre.db.execute("update job set facts_ms = facts_ms + 60000")
-    assert send(centre.url, centre.token, envelope(ONE, "second"))[0] == 503
+    for _ in range(2):
+        assert send(centre.url, centre.token, envelope(ONE, "second"), told)[0] == 503
+    assert send(centre.url, centre.token, envelope(ONE, "first"), told)[0] == 200
     assert centre.jobs()[0] == ("alpha", "pending", 0)
-    centre.db.execute("update job set facts_ms = facts_ms - 60000")
-    assert send(centre.url, centre.token, envelope(ONE, "second"))[0] == 200
+    centre.db.execute("update job set facts_ms = facts_ms - 60000 where state <> 'superseded'")
+    assert send(centre.url, centre.token, envelope(ONE, "second"), told)[0] == 200
+    assert [state for _, state, _ in centre.jobs()] == ["superseded", "pending"]
+
+
+def test_a_version_that_comes_late_is_known_as_the_older_one(centre: Centre) -> None:
+    """Something on the way has held it back; its machine has sent the newer one since."""
+    for _ in range(2):
+        assert send(centre.url, centre.token, envelope(ONE, "newer"), {TURN_HEADER: "2000"})[0] == 200
+        status, headers, body = send(centre.url, centre.token, envelope(ONE, "older"), {TURN_HEADER: "1000"})
+        assert (status, headers["helicone-id"], body) == (200, ONE, b"ok")
+        assert centre.jobs() == [("alpha", "pending", 0), ("alpha", "superseded", 0)]
+
+
+def test_of_two_versions_of_one_time_the_later_arrival_counts(centre: Centre) -> None:
+    """As a recall, and what it overwrites."""
+    for text in ("said", "recalled"):
+        assert send(centre.url, centre.token, envelope(ONE, text), {TURN_HEADER: "1000"})[0] == 200
+    assert [state for _, state, _ in centre.jobs()] == ["superseded", "pending"]
+
+
+def test_a_request_id_in_capital_letters_is_the_same_record(centre: Centre) -> None:
+    for request_id in (ONE.upper(), ONE):
+        assert send(centre.url, centre.token, envelope(request_id))[1]["helicone-id"] == request_id
+    assert [state for _, state, _ in centre.jobs()] == ["superseded", "pending"]
 
 
 def test_tenants_have_the_same_record_each_for_itself(centre: Centre) -> None:
@@ -154,6 +202,210 @@ def test_a_log_whose_answer_is_lost_with_the_intake_is_stored_once(centre: Centr
                 finally:
                     process.kill()
     assert centre.jobs() == [("alpha", "pending", 0)]
+
+
+# --- what its tenant lets leave
+
+SECRET = "acme-4711"
+
+
+def with_policy(centre: Centre, **policy: Any) -> str:
+    """A token of a machine of one more tenant."""
+    tenants.add_tenant(centre.db, "strict", endpoint=ENDPOINT, key=api_key("s"), policy=TenantPolicy(**policy))
+    return tenants.add_token(centre.db, "strict", "laptop")
+
+
+def test_a_log_with_content_is_refused_and_pauses_its_machine(centre: Centre) -> None:
+    strict = with_policy(centre, export_mode="metadata_only")
+    for said in ({}, {MODE_HEADER: "full"}, {MODE_HEADER: "off"}):
+        status, headers, body = send(centre.url, strict, envelope(ONE, SECRET), said)
+        outcome = classify("worker", status, {name.lower(): value for name, value in headers.items()}, body, ONE, 0)
+        assert (status, outcome.kind) == (403, "refused")
+        assert "metadata_only" in outcome.reason
+        assert SECRET.encode() not in body
+    assert centre.jobs() == []
+    assert send(centre.url, strict, envelope(ONE), {MODE_HEADER: "metadata_only"})[0] == 200
+    for told in ({}, {MODE_HEADER: "full"}, {MODE_HEADER: "metadata_only"}):
+        assert send(centre.url, centre.token, envelope(ONE), told)[0] == 200
+
+
+def kept(db: PostgresLedger) -> list[bytes]:
+    rows = db.execute("select id, key from job order by id").fetchall()
+    return [body.body for row in rows for body in bodies(db, row["id"], row["key"])]
+
+
+def test_what_a_tenants_pattern_matches_is_not_kept(centre: Centre) -> None:
+    strict = with_policy(centre, redact_patterns=("acme-[0-9]+", "unused"))
+    assert send(centre.url, strict, envelope(ONE, f"the {SECRET.upper()} project"))[1]["helicone-id"] == ONE
+    assert send(centre.url, strict, envelope(TWO))[0] == 200
+    assert send(centre.url, centre.token, envelope(ONE, SECRET))[0] == 200
+    first, second, other = kept(centre.db)
+    said = json.loads(first)["providerRequest"]["json"]["messages"][0]["content"]
+    assert (said, second) == ("the [REDACTED] project", envelope(TWO))
+    assert other == envelope(ONE, SECRET)
+    tables = [row[0] for row in centre.db.execute("select tablename from pg_tables where schemaname = 'public'")]
+    for table in tables:
+        rows = centre.db.execute(f"select t::text from {table} t where t::text ilike ?", (f"%{SECRET}%",)).fetchall()  # noqa: S608 - names of our own schema
+        assert rows == []
+
+
+def test_under_a_pattern_that_cannot_be_used_nothing_is_taken(centre: Centre, caplog: pytest.LogCaptureFixture) -> None:
+    strict = with_policy(centre, redact_patterns=(f"({SECRET}",))
+    status, headers, body = send(centre.url, strict, envelope(ONE))
+    assert (status, headers["retry-after"]) == (503, str(module.FULL_S))
+    assert centre.jobs() == []
+    assert "redaction pattern 1 cannot be used" in caplog.text
+    assert SECRET not in caplog.text + body.decode()
+
+
+# --- what a machine is told
+
+
+def told(centre: Centre, token: str) -> IntakeAnswer:
+    status, _, body = ask(centre.url + MACHINE_PATH, token)
+    assert status == 200
+    assert api_key("a").encode() not in body
+    return read_answer(body)
+
+
+def states(centre: Centre, token: str, *request_ids: str) -> dict[str, RecordState]:
+    status, _, body = ask(centre.url + STATES_PATH, token, question([*request_ids]))
+    assert status == 200
+    return read_states(body)
+
+
+def claim(centre: Centre, request_id: str) -> Claim:
+    row = centre.db.execute(
+        "select j.key, j.destination_id from job j join turn t on t.id = j.turn_id where t.name = ?", (request_id,)
+    ).fetchone()
+    now_ms = server_ms(centre.db)
+    claimed = claims.claim(centre.db, row["destination_id"], row["key"], worker="w", now_ms=now_ms, lease_ms=60_000)
+    assert claimed is not None
+    return claimed
+
+
+def die(centre: Centre, request_id: str, at_ms: int, error: str = "413: too large") -> None:
+    assert claims.dead_letter(centre.db, claim(centre, request_id), FailedAttempt(at_ms, error, 413))
+
+
+def test_a_machine_is_told_its_tenants_policy(centre: Centre) -> None:
+    assert told(centre, centre.token) == IntakeAnswer("full", (), 0, 0, ())
+    strict = with_policy(centre, export_mode="metadata_only", redact_patterns=("a+",))
+    assert told(centre, strict) == IntakeAnswer("metadata_only", ("a+",), 0, 0, ())
+
+
+def test_a_machine_is_told_of_its_own_logs_alone(centre: Centre) -> None:
+    same_tenant = tenants.add_token(centre.db, "alpha", "desktop")
+    same_name = centre.tenant("beta")
+    for number in range(3):
+        request_id = str(uuid.UUID(int=number, version=4))
+        send(centre.url, centre.token, envelope(request_id, session=f"ses_{number}"))
+    send(centre.url, same_tenant, envelope(TWO, session="ses_9"))
+    dead = str(uuid.UUID(int=1, version=4))
+    die(centre, dead, 17)
+    answer = told(centre, centre.token)
+    assert (answer.waiting, answer.dead) == (2, 1)
+    assert answer.dead_records == (DeadRecord("ses_1", dead, "413: too large", 17),)
+    assert told(centre, same_tenant) == IntakeAnswer("full", (), 1, 0, ())
+    assert told(centre, same_name) == IntakeAnswer("full", (), 0, 0, ())
+    # The token of one that has a new one counts no more; what it has sent is its own still.
+    assert told(centre, tenants.add_token(centre.db, "alpha", "laptop")) == answer
+    assert ask(centre.url + MACHINE_PATH, centre.token)[0] == 401
+
+
+def test_of_many_dead_letters_the_latest_are_named(centre: Centre) -> None:
+    for number in range(DEAD_MAX + 2):
+        request_id = str(uuid.UUID(int=number, version=4))
+        send(centre.url, centre.token, envelope(request_id, session=f"ses_{number}"))
+        die(centre, request_id, number)
+    answer = told(centre, centre.token)
+    assert answer.dead == DEAD_MAX + 2
+    assert [one.finished_ms for one in answer.dead_records] == [*range(DEAD_MAX + 1, 1, -1)]
+
+
+def test_what_became_of_a_log_is_told_by_its_request_id(centre: Centre) -> None:
+    ids = [str(uuid.UUID(int=number, version=4)) for number in range(6)]
+    waits, dead, delivered, confirmed, dropped, paused = ids
+    for number, request_id in enumerate(ids[:5]):
+        send(centre.url, centre.token, envelope(request_id, session=f"ses_{number}"))
+    die(centre, dead, 1)
+    for request_id in (delivered, confirmed):
+        claimed = claim(centre, request_id)
+        (body,) = claims.unacknowledged(centre.db, claimed)
+        taken = [Accepted(body.request_id, body.digest, 1, None)]
+        claims.complete(centre.db, claimed, 1, accepted=taken, confirm_ms=1 if request_id == confirmed else None)
+    (due,) = confirmations.due_for_confirmation(centre.db, claimed.destination_id, 1, 1)
+    confirmations.confirmed(centre.db, due, 2, has_body=True)
+    die(centre, dropped, 1)
+    (purged,) = dead_letters.letters_of_session(centre.db, "ses_4", "dead")
+    dead_letters.purge_dead(centre.db, Choice(keys=(purged.key,)), 1)
+    assert states(centre, centre.token, *ids) == {
+        waits: RecordState("pending", ""),
+        dead: RecordState("dead", "413: too large"),
+        delivered: RecordState("delivered", ""),
+        confirmed: RecordState("confirmed", ""),
+        dropped: RecordState("dropped", "purged"),
+    }
+    claims.pause(
+        centre.db,
+        claim(centre, waits),
+        FailedAttempt(1, "401: error no", 401),
+        health="refused",
+        count=1,
+        delay_ms=60_000,
+        is_charged=False,
+    )
+    send(centre.url, centre.token, envelope(paused, session="ses_5"))
+    assert states(centre, centre.token, paused.upper()) == {paused.upper(): RecordState("pending", "401: error no")}
+    # Whoever is of the tenant may ask: its machines share what they have at Helicone. Nobody else may.
+    assert states(centre, tenants.add_token(centre.db, "alpha", "desktop"), dead) != {}
+    assert states(centre, centre.tenant("beta"), *ids) == {}
+
+
+def test_of_a_log_that_came_in_two_sessions_the_later_counts(centre: Centre) -> None:
+    send(centre.url, centre.token, envelope(ONE, session="ses_1"))
+    die(centre, ONE, 1)
+    send(centre.url, centre.token, envelope(ONE, session="ses_2"))
+    assert states(centre, centre.token, ONE) == {ONE: RecordState("pending", "")}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"requestIds": "a"}',
+        b'{"requestIds": [1]}',
+        question([ONE] * (IDS_MAX + 1)),
+        b"[" * 100_000,
+    ],
+)
+def test_a_question_that_is_none_is_refused(centre: Centre, asked: bytes) -> None:
+    assert ask(centre.url + STATES_PATH, centre.token, asked)[0] == 400
+    assert states(centre, centre.token, *[ONE] * IDS_MAX) == {}
+
+
+@pytest.mark.parametrize(("path", "body"), [(MACHINE_PATH, None), (STATES_PATH, question([]))])
+def test_only_who_has_a_token_is_told(centre: Centre, path: str, body: bytes | None) -> None:
+    for token in (tenants.new_token(), api_key("a"), None):
+        assert ask(centre.url + path, token, body)[0] == 401
+    assert ask(centre.url + path, centre.token, body)[0] == 200
+
+
+# --- it lives
+
+
+def test_an_intake_says_that_it_lives_until_it_ends(postgres_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "BEAT_MS", 20)
+    with closing(prepared(postgres_server)) as db:
+        with intake(postgres_server.url):
+            wait_until(lambda: presence.intakes(db))
+            (one,) = presence.intakes(db)
+            assert (one.process, one.is_silent) == (os.getpid(), False)
+            wait_until(lambda: presence.intakes(db)[0].seen_ms > one.seen_ms)
+        assert presence.intakes(db) == []
 
 
 # --- refusals
@@ -227,6 +479,8 @@ def test_without_the_database_a_machine_waits_and_with_it_nothing_more_is_refuse
             server.stop("immediate")
             status, headers, _ = send(url, token, envelope(str(uuid.uuid4())))
             assert (status, headers["retry-after"]) == (503, str(module.AWAY_S))
+            assert ask(url + MACHINE_PATH, token)[0] == 503
+            assert ask(url + STATES_PATH, token, question([]))[0] == 503
             server.start()
             assert send(url, token, envelope(str(uuid.uuid4())))[0] == 200
             # A connection that was open meanwhile is of no use any more; no machine hears of it.

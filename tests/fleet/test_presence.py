@@ -114,3 +114,14 @@ def test_the_time_is_the_servers_whatever_this_machine_says(ledger: PostgresLedg
     assert clock.now_ms() == 50_700
     now_ms = clock.set(lambda: presence.server_ms(ledger))
     assert abs(presence.beat(ledger, "a", {}) - now_ms) < 60_000
+
+
+def test_an_intake_is_no_worker(ledger: PostgresLedger) -> None:
+    says = {"machine": "m", "process": 1, "version": "1"}
+    presence.beat(ledger, "a", says)
+    presence.beat(ledger, "b", {**says, "process": 2, **presence.INTAKE})
+    assert [one.process for one in presence.workers(ledger)] == [1]
+    assert [one.process for one in presence.intakes(ledger)] == [2]
+    assert not presence.intakes(ledger)[0].is_silent
+    age(ledger, "b", presence.SILENT_MS + 1_000)
+    assert presence.intakes(ledger)[0].is_silent

@@ -13,20 +13,26 @@ import pytest
 
 from app.database.postgres import PostgresLedger
 from app.delivery.sender import Sender
+from app.exporters.client import Client
+from app.exporters.connect import connect
 from app.exporters.outcome import Outcome
 from app.fleet import presence, tenants
+from app.fleet import worker as module
+from app.fleet.tenants import Changes
 from app.fleet.worker import CentralWorker
-from app.ledger import claims, destinations, flow, maintenance, versions
+from app.ledger import claims, counts, destinations, flow, maintenance, versions
 from app.ledger.job import Body, Claim, Version
 from app.settings.lookup import typed
+from tests.support.intake import envelope
 from tests.support.postgres import Server
 from tests.support.processes import Station
-from tests.support.servers import api_key
+from tests.support.servers import api_key, receiving
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
 
 LEASE_MS = 60_000
+ONE = "0f1ed2fd-0000-4000-8000-000000000001"
 
 
 @pytest.fixture
@@ -233,3 +239,37 @@ def test_a_consumer_whose_listener_is_away_delivers_all_the_same(
     put(ledger)
     assert posts.begun.wait(60)
     heard.set()
+
+
+def test_what_waits_under_a_key_that_is_refused_goes_out_under_the_next_one(
+    ledger: PostgresLedger, postgres_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the worker that was at it, on the wire."""
+    monkeypatch.setattr(presence, "BEAT_MS", 50)
+    clients: list[Client] = []
+
+    def kept(*given: Any) -> Client:
+        clients.append(connect(*given))
+        return clients[-1]
+
+    monkeypatch.setattr(module, "connect", kept)
+    old, new = api_key("a"), api_key("b")
+    with receiving(tmp_path / "store", keys=frozenset({new})) as receiver:
+        tenant = tenants.add_tenant(ledger, "acme", endpoint=receiver.url, key=old)
+        body = Body(uuid.UUID(ONE), envelope(ONE))
+        version = Version("ses_1", "ses_1", ONE, "0" * 64, 0, "", "")
+        versions.insert(ledger, tenant.destination_id, version, [body], now_ms=presence.server_ms(ledger))
+        running = Running(postgres_server, tmp_path)
+        try:
+            running.consumer.start()
+            wait_until(lambda: destinations.by_id(ledger, tenant.destination_id).health == "refused")
+            # Longer than anybody waits here: as it would be after a night.
+            ledger.execute("update destination set probe_ms = probe_ms + 3600000")
+            tenants.change(ledger, "acme", Changes(key=new))
+            wait_until(lambda: counts.counts(ledger, tenant.destination_id).delivered == 1)
+        finally:
+            running.end()
+            for client in clients:
+                client.close()
+        assert [row.log.request_id for row in receiver.rows()] == [ONE]
+    assert destinations.by_id(ledger, tenant.destination_id).health == "fine"

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
+import uuid
 from dataclasses import dataclass
 
 import pytest
 
-from app.ledger import adoption, claims, confirmations, destinations, eviction, folders, history, pruning
+from app.ledger import (
+    adoption,
+    claims,
+    confirmations,
+    destinations,
+    eviction,
+    flow,
+    folders,
+    history,
+    pruning,
+    readback,
+)
 from app.ledger.destinations import Destination, own_room
 from tests.support.ledger_bench import LedgerBench, version
 
@@ -109,6 +121,44 @@ def test_nothing_moves_to_a_destination_of_another_kind_by_itself(site: Site) ->
 def test_turns_that_ended_before_a_destination_was_first_seen_are_for_a_person(site: Site) -> None:
     assert site.one(site.phoenix).begun_ms == 500_000 - destinations.STARTING_MS
     assert site.one(site.helicone).begun_ms == 0
+
+
+# --- another address
+
+
+def test_what_waits_goes_to_the_new_address_and_a_pause_ends(site: Site) -> None:
+    bench = site.helicone
+    bench.put(version())
+    destinations.remember_route(site.db, bench.destination, f"{HERE}/custom/v1/log")
+    flow.pause(site.db, bench.destination, health="refused", reason="401", count=3, probe_ms=10**12, now_ms=1)
+    assert bench.claim() is None
+    assert destinations.readdress(site.db, bench.destination, "https://elsewhere.invalid", "new")
+    one = site.one(bench)
+    assert (one.endpoint, one.key_fingerprint, one.health) == ("https://elsewhere.invalid", "new", "fine")
+    assert (one.pause_reason, one.probe_ms, one.route, one.concurrency) == (None, None, None, 1)
+    assert bench.claim() is not None
+
+
+def test_no_two_destinations_have_one_address(site: Site) -> None:
+    taken = site.one(site.old_key)
+    before = site.one(site.helicone)
+    assert not destinations.readdress(site.db, site.helicone.destination, taken.endpoint, taken.key_fingerprint)
+    assert site.one(site.helicone) == before
+    assert destinations.readdress(site.db, before.id, before.endpoint, before.key_fingerprint)
+    assert site.one(site.helicone) == before
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "is_kept"), [("https://example.invalid", True), ("https://elsewhere.invalid", False)]
+)
+def test_what_was_found_at_a_place_is_known_of_that_place_alone(site: Site, endpoint: str, *, is_kept: bool) -> None:
+    here = site.helicone.destination
+    control = readback.Control(uuid.UUID(int=7), 1, 1)
+    readback.note_found(site.db, here, control)
+    readback.pause_read_back(site.db, here, "401", 10**12)
+    destinations.readdress(site.db, here, endpoint, "new")
+    assert readback.control(site.db, here) == (control if is_kept else None)
+    assert readback.read_back_failures(site.db, here, 1) == 0
 
 
 # --- room

@@ -499,7 +499,8 @@ stays untouched."""
 
 READERS = {
     "last_delivery", "newest_sessions", "session_counts", "turn_states",
-    "acknowledged", "attempts", "bodies", "brought_along", "candidates", "conditions", "confirmations", "control",
+    "acknowledged", "arrivals", "attempts", "bodies", "brought_along", "by_machine",
+    "candidates", "conditions", "confirmations", "control",
     "counted_bytes", "counts", "any_sealed", "current_turns", "dead_groups", "dead_keys", "dead_letters",
     "dropped_groups", "dropped_letters",
     "due_for_confirmation", "evicted", "encoding_elsewhere", "errors", "excess_of_folders", "exported",
@@ -508,7 +509,7 @@ READERS = {
     "is_current",
     "is_isolated_due",
     "is_evicted", "is_history", "is_pending", "is_whole", "latest_ms", "leasing_workers",
-    "letters_of", "letters_of_session", "made_under", "may_refill", "missing", "next_confirmation_ms",
+    "letters_of", "letters_of_session", "made_under", "may_refill", "missing", "of_machine", "next_confirmation_ms",
     "next_due_ms", "next_of_session",
     "left_unread", "open_notices", "pending_keys", "turns_read", "unread", "unread_sessions",
     "read_back_failures", "reconciled_ms", "relies_on", "sendable", "decision_on", "to_wake", "trusted_age_ms",

@@ -75,8 +75,15 @@ def send(
     url: str, token: str | None, body: bytes, headers: Mapping[str, str] | None = None
 ) -> tuple[int, Message, bytes]:
     """POST a log to an intake: status, headers, body."""
+    return ask(url + LOG_PATH, token, body, headers)
+
+
+def ask(
+    url: str, token: str | None, body: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> tuple[int, Message, bytes]:
+    """GET, or POST where there is a body: status, headers, body."""
     named = {**({} if token is None else {"authorization": f"Bearer {token}"}), **(headers or {})}
-    request = urllib.request.Request(url + LOG_PATH, body, named)
+    request = urllib.request.Request(url, body, named)
     try:
         with _direct.open(request, timeout=60) as answer:
             return answer.status, answer.headers, answer.read()

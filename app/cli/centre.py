@@ -1,0 +1,28 @@
+"""The centre's database, for the commands that need it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from app.cli.options import PROGRAM
+from app.errors import UsageError
+
+if TYPE_CHECKING:
+    from app.database.postgres import PostgresLedger
+
+
+@contextmanager
+def centre() -> Iterator[PostgresLedger]:
+    """Raises UsageError where the extra, or the variable, is missing; CentreError."""
+    try:
+        from app.operations.fleet import database  # noqa: PLC0415 - what the extra `fleet` brings
+    except ImportError as error:
+        if not (error.name or "psycopg").startswith("psycopg"):
+            raise
+        install = f"install {PROGRAM}[fleet], in a checkout with uv tool install '.[fleet]'"
+        raise UsageError(f"the centre needs the extra `fleet`: {install}") from None
+    with database(os.environ) as db:
+        yield db
