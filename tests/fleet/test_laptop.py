@@ -141,17 +141,8 @@ def test_a_machine_follows_what_its_centre_says(company: Company) -> None:
 
 
 def nobody_sees_what_is_not_theirs(company: Company) -> None:
-    commands = (
-        ["status", "-v"],
-        ["status", "--json"],
-        ["config", "show"],
-        ["doctor", "-v"],
-        ["dead", "list"],
-        ["sent"],
-    )
-    told = "".join(
-        done.stdout + done.stderr for done in (typed(company.desk, *one.split()) for one in commands)
-    ).encode()
+    words = ("status -v", "status --json", "config show", "doctor -v", "dead list", "sent")
+    told = "".join(done.stdout + done.stderr for done in (typed(company.desk, *one.split()) for one in words)).encode()
     kept = bytes_under(company.desk.home)
     logged = bytes_under(company.home)
     for place in (told, kept, logged, json.dumps(company.desk.environ).encode()):

@@ -32,6 +32,16 @@ def answer(
     return IntakeAnswer("full" if mode == "full" else "metadata_only", patterns, waiting, dead, records)
 
 
+class AllDelivered(dict[str, RecordState]):
+    """States of whatever is asked for."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+    def __missing__(self, _: str) -> RecordState:
+        return RecordState("delivered", "")
+
+
 @dataclass(slots=True)
 class StandIn:
     """What it says from now on, and what it heard."""

@@ -15,6 +15,7 @@ from app.settings.heard import SILENT
 from app.settings.intake import MODE_HEADER, TURN_HEADER
 from tests.support.processes import Station, hook, worker
 from tests.support.said import StandIn, answer, stand_in, token
+from tests.support.servers import request_id_of
 from tests.support.snapshots import CREATED_MS, assistant, entry, snapshot, text, tool, user
 from tests.support.typed_commands import typed
 from tests.support.waiting import wait_until
@@ -134,3 +135,45 @@ def test_a_revoked_token_stops_this_machine_with_one_post(tmp_path: Path) -> Non
         with station.ledger() as db:
             (ours,) = destinations.destinations(db)
         assert (ours.health, ours.probe_ms is not None) == ("refused", True)
+
+
+@pytest.mark.slow
+def test_flush_asks_and_ends_where_nothing_is_said(tmp_path: Path) -> None:
+    with stand_in() as intake, machine(tmp_path, intake) as station:
+        say(station)
+        done = station.run("flush")
+        assert done.returncode == 1
+        assert done.stdout.startswith("not done: delivered 0 now to the centre, 2 jobs left")
+        assert SILENT in done.stdout
+        assert intake.logs == []
+        intake.says = answer("full")
+        done = station.run("flush")
+        assert (done.returncode, done.stdout.splitlines()[0]) == (0, "delivered 2 now to the centre")
+
+
+@pytest.mark.slow
+def test_a_recall_reaches_the_centre_and_says_what_it_cannot_see(tmp_path: Path) -> None:
+    with stand_in(answer("full")) as intake, machine(tmp_path, intake) as station:
+        say(station)
+        assert station.run("flush").returncode == 0
+        before = len(intake.logs)
+        done = station.run("recall", "ses_root", "--blank", "--yes")
+        assert done.returncode == 0, done.stderr
+        assert "it cannot be read back: the centre has it; what Helicone shows then cannot be asked" in done.stdout
+        first, again = intake.logs[:before], intake.logs[before:]
+        assert {request_id_of(one.body) for one in again} <= {request_id_of(one.body) for one in first}
+        assert CANARY not in b"".join(one.body for one in again).decode()
+        # Of one time, so that the later one wins there.
+        times = {one.headers[TURN_HEADER.lower()] for one in again}
+        assert times <= {one.headers[TURN_HEADER.lower()] for one in first}
+
+
+@pytest.mark.slow
+def test_jobs_of_a_stricter_machine_say_so(tmp_path: Path) -> None:
+    """What leaves under the machine's own stricter mode is taken by every intake."""
+    own = {"OPENCODE_HELICONE_EXPORT_MODE": "metadata_only"}
+    with stand_in(answer("metadata_only"), "metadata_only") as intake, machine(tmp_path, intake, **own) as station:
+        say(station)
+        assert station.run("flush").returncode == 0
+        assert set(of_modes(intake)) == {"metadata_only"}
+        assert charged(station) == [("delivered", 0)] * 2
