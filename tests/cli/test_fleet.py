@@ -7,23 +7,28 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import termios
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from app.cli.options import STOPPED
 from app.database.postgres import PostgresLedger
 from app.fleet import presence, tenants
+from app.fleet.tenants import TenantPolicy
 from app.settings.intake import TOKEN
 from app.settings.names import DATABASE_URL
+from tests.support.checkout import ROOT
 from tests.support.ledger_bench import LedgerBench, version
 from tests.support.postgres import Server
 from tests.support.processes import Station
@@ -161,6 +166,178 @@ def test_what_cannot_be_a_tenant_is_refused(centre: Station, ledger: PostgresLed
     assert allowed.returncode == 0
 
 
+@pytest.mark.postgres
+def test_what_may_leave_is_said_and_its_patterns_are_not_shown(centre: Station, ledger: PostgresLedger) -> None:
+    policy = ("--export-mode", "metadata_only", "--redact-pattern", "acme-[0-9]+", "--redact-pattern", "a{2}")
+    added = add_tenant(centre, "acme", *policy)
+    assert tenants.tenant(ledger, "acme").policy == TenantPolicy("metadata_only", ("acme-[0-9]+", "a{2}"))
+    listed, told = typed(centre, "fleet", "tenant", "list"), typed(centre, "fleet", "tenant", "list", "--json")
+    assert listed.stdout.endswith("  no limits  metadata_only, 2 patterns masked\n")
+    assert said(told)["tenants"][0]["redact_patterns"] == 2
+    assert "acme-[" not in added.stdout + listed.stdout + told.stdout + typed(centre, "fleet", "status").stdout
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("command", ["add", "set"])
+def test_a_policy_that_cannot_be_used_is_refused_as_it_is_set(
+    centre: Station, ledger: PostgresLedger, command: str
+) -> None:
+    add_tenant(centre, "acme", "--redact-pattern", "fine")
+    before = tenants.tenants(ledger)
+    name = "other" if command == "add" else "acme"
+    for options, why in (
+        (("--redact-pattern", "fine", "--redact-pattern", "(a"), "redaction pattern 2, (a: "),
+        (("--redact-pattern", "a*"), "it matches the empty text"),
+    ):
+        done = typed(centre, "fleet", "tenant", command, name, *options, stdin=io.StringIO(api_key("b")))
+        assert why in complaint(done, 2)
+    assert typed(centre, "fleet", "tenant", command, name, "--export-mode", "off").returncode == 2
+    assert tenants.tenants(ledger) == before
+
+
+@pytest.mark.postgres
+def test_a_tenant_is_changed_in_what_is_named(centre: Station, ledger: PostgresLedger) -> None:
+    add_tenant(centre, "acme", "--bytes-max", "5000", "--redact-pattern", "a", "--endpoint", ENDPOINT)
+    before = tenants.tenant(ledger, "acme")
+    key = centre.home / "new.key"
+    key.write_text(f"{api_key('b')}\n", "utf-8")
+
+    def change(*options: str) -> str:
+        done = typed(centre, "fleet", "tenant", "set", "acme", *options)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == typed(centre, "fleet", "tenant", "list").stdout
+        assert api_key("b") not in done.stdout
+        return done.stdout
+
+    change("--key-file", str(key), "--rate-per-minute", "7")
+    assert tenants.tenant(ledger, "acme") == replace(before, key=api_key("b"), rate_per_minute=7)
+    line = change(
+        "--bytes-max", "0", "--rate-per-minute", "0", "--no-redact-patterns", "--export-mode", "metadata_only"
+    )
+    assert line == f"acme  {ENDPOINT}  no limits  metadata_only\n"
+    change(
+        "--redact-pattern", "b", "--redact-pattern", "c", "--endpoint", "http://127.0.0.1:1/", "--export-mode", "full"
+    )
+    assert tenants.tenant(ledger, "acme") == replace(
+        before, key=api_key("b"), bytes_max=None, endpoint="http://127.0.0.1:1", policy=TenantPolicy("full", ("b", "c"))
+    )
+
+
+@pytest.mark.postgres
+def test_a_change_that_cannot_be_is_refused(centre: Station, ledger: PostgresLedger) -> None:
+    add_tenant(centre, "acme", "--endpoint", ENDPOINT)
+    add_tenant(centre, "other", "--endpoint", ENDPOINT, key=api_key("b"))
+    before = tenants.tenants(ledger)
+    of_other, empty, broken = (centre.home / name for name in ("other.key", "empty", "broken"))
+    of_other.write_text(api_key("b"), "utf-8")
+    empty.write_text("\n", "utf-8")
+    broken.write_text(f"two {api_key()}", "utf-8")
+    for options, why in (
+        ((), "nothing to be changed was named"),
+        (("--key-file", str(of_other)), "another destination's"),
+        (("--key-file", str(empty)), "key is empty"),
+        (("--key-file", str(broken)), "printable ASCII"),
+        (("--endpoint", "http://helicone.example.com"), "--allow-http"),
+        (("--endpoint", "helicone.example.com"), "must start with https://"),
+    ):
+        refused = complaint(typed(centre, "fleet", "tenant", "set", "acme", *options), 2)
+        assert why in refused
+        assert api_key("b") not in refused
+    assert "no tenant nobody" in complaint(typed(centre, "fleet", "tenant", "set", "nobody", "--bytes-max", "1"), 2)
+    both = ("--redact-pattern", "a", "--no-redact-patterns")
+    assert "exclude each other" in typed(centre, "fleet", "tenant", "set", "acme", *both).stderr
+    assert tenants.tenants(ledger) == before
+
+
+@pytest.mark.postgres
+def test_a_tenant_is_removed_and_gone_from_what_is_shown(centre: Station, ledger: PostgresLedger) -> None:
+    add_tenant(centre, "acme", "--endpoint", ENDPOINT)
+    bench = bench_of(ledger, "acme")
+    bench.put(version())
+    assert "fleet status says why" in complaint(typed(centre, "fleet", "tenant", "remove", "acme"), 2)
+    bench.deliver(version())
+    typed(centre, "fleet", "token", "add", "acme", "a")
+    assert "fleet token revoke acme a" in complaint(typed(centre, "fleet", "tenant", "remove", "acme"), 2)
+    typed(centre, "fleet", "token", "revoke", "acme", "a")
+    done = typed(centre, "fleet", "tenant", "remove", "acme")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert found(centre)["destinations"] == []
+    assert said(typed(centre, "fleet", "token", "list", "--json")) == {"tokens": []}
+    assert bench.state() == "delivered"
+
+
+# --- what is dead ----------------------------------------------------------------------------------------------------
+
+
+def bench_of(ledger: PostgresLedger, name: str) -> LedgerBench:
+    bench = LedgerBench(ledger)
+    bench.destination = tenants.tenant(ledger, name).destination_id
+    bench.now_ms = presence.server_ms(ledger)
+    return bench
+
+
+@pytest.fixture
+def dead(centre: Station, ledger: PostgresLedger) -> tuple[LedgerBench, LedgerBench]:
+    """Of two tenants: two and one logs that are dead, for two reasons. One of both has the same key."""
+    for name, letter in (("acme", "a"), ("other", "b")):
+        add_tenant(centre, name, "--endpoint", ENDPOINT, key=api_key(letter))
+    acme, other = bench_of(ledger, "acme"), bench_of(ledger, "other")
+    for bench, session, error in (
+        (acme, "ses_1", "413: too large"),
+        (acme, "ses_2", "400: bad"),
+        (other, "ses_1", "413: too large"),
+    ):
+        bench.put(version(session=session))
+        bench.dead_letter(bench.claimed(version(session=session)), bench.now_ms, error)
+    return acme, other
+
+
+@pytest.mark.postgres
+def test_dead_letters_are_those_of_one_tenant(centre: Station, dead: tuple[LedgerBench, LedgerBench]) -> None:
+    told = said(typed(centre, "fleet", "dead", "list", "acme", "--json"))
+    assert shape(told) == shape(example("dead list"))
+    assert (told["jobs"], [one["session"] for one in told["letters"]]) == (2, ["ses_2", "ses_1"])
+    lines = typed(centre, "fleet", "dead", "list", "acme").stdout
+    (group,) = re.findall(
+        r"^to try a group again: opencode-helicone (fleet dead retry acme --error \w+)$", lines, re.MULTILINE
+    )
+    assert typed(centre, *group.split(), "--yes").stdout == "1 dead letter will be tried again\n"
+    rest = said(typed(centre, "fleet", "dead", "list", "acme", "--json"))
+    assert (rest["jobs"], len(rest["groups"])) == (1, 1)
+    assert said(typed(centre, "fleet", "dead", "list", "other", "--json"))["jobs"] == 1
+    assert "no tenant nobody" in complaint(typed(centre, "fleet", "dead", "list", "nobody"), 2)
+    del dead
+
+
+@pytest.mark.postgres
+def test_what_is_tried_again_is_of_one_tenant(centre: Station, dead: tuple[LedgerBench, LedgerBench]) -> None:
+    acme, other = dead
+    key = version().key
+    assert said(typed(centre, "fleet", "dead", "retry", "acme", key, "--json")) == {"jobs": 1}
+    assert (acme.state(), other.state()) == ("pending", "dead")
+    # Whoever leads looks for it.
+    acme.now_ms = presence.server_ms(acme.db)  # type: ignore[arg-type]  # a server's, here
+    assert acme.wake() == [key]
+    assert "no dead letter's key begins" in complaint(typed(centre, "fleet", "dead", "retry", "acme", key), 1)
+    assert complaint(typed(centre, "fleet", "dead", "retry", "other", "--all"), 2).endswith("say --yes")
+    assert typed(centre, "fleet", "dead", "retry", "other").returncode == 2
+    unknown = complaint(typed(centre, "fleet", "dead", "retry", "other", "--error", "00000000"), 1)
+    assert "fleet dead list other names them" in unknown
+    assert said(typed(centre, "fleet", "dead", "retry", "other", "--all", "--yes", "--json")) == {"jobs": 1}
+    assert other.state() == "pending"
+    assert acme.state(version(session="ses_2")) == "dead"
+
+
+@pytest.mark.postgres
+def test_what_is_given_up_is_of_one_tenant(centre: Station, dead: tuple[LedgerBench, LedgerBench]) -> None:
+    acme, other = dead
+    purged = typed(centre, "fleet", "dead", "purge", "acme", "--all", "--yes")
+    assert (purged.stdout, purged.stderr) == ("2 dead letters purged\n", "")
+    assert (acme.state(), other.state()) == ("dropped (purged)", "dead")
+    assert typed(centre, "fleet", "tenant", "remove", "acme").returncode == 0
+    assert said(typed(centre, "fleet", "dead", "purge", "other", version().key, "--json")) == {"jobs": 1}
+
+
 # --- machines --------------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +419,150 @@ def test_workers_are_told_with_who_leads_and_who_is_silent(centre: Station, ledg
     ledger.execute("update worker set seen_ms = seen_ms - ?", (presence.SILENT_MS + 1_000,))
     assert [one["leads"] for one in found(centre)["workers"]] == [False, False]
     assert "no worker runs" in typed(centre, "fleet", "status").stdout
+
+
+@pytest.mark.postgres
+def test_what_waits_is_told_of_each_machine(centre: Station, ledger: PostgresLedger) -> None:
+    add_tenant(centre, "acme", "--endpoint", ENDPOINT)
+    add_tenant(centre, "other", "--endpoint", ENDPOINT, key=api_key("b"))
+    for machine in ("idle", "busy"):
+        typed(centre, "fleet", "token", "add", "acme", machine)
+    typed(centre, "fleet", "token", "add", "other", "busy")
+    bench = bench_of(ledger, "acme")
+    for session, machine in (("ses_1", "busy"), ("ses_2", "busy"), ("ses_3", "gone")):
+        bench.put(replace(version(session=session), folder=machine))
+    bench.deliver(version(session="ses_2"))
+    bench.dead_letter(bench.claimed(version(session="ses_3")))
+    acme, other = found(centre)["destinations"]
+    nothing = {"waiting": 0, "dead": 0, "delivered": 0, "oldest_waiting_ms": None}
+    assert acme["machines"] == [
+        {"machine": "busy", "waiting": 1, "dead": 0, "delivered": 1, "oldest_waiting_ms": bench.now_ms},
+        {**nothing, "machine": "gone", "dead": 1},
+        {**nothing, "machine": "idle"},
+    ]
+    assert other["machines"] == [{**nothing, "machine": "busy"}]
+    lines = typed(centre, "fleet", "status").stdout
+    assert re.search(r"^  busy: 1 wait, the oldest since .*; 0 dead, 1 delivered$", lines, re.MULTILINE)
+    assert "\n  gone: 0 wait; 1 dead, 0 delivered\n  1 machine of which nothing waits or is dead\n" in lines
+
+
+@pytest.mark.postgres
+def test_intakes_are_told_beside_workers(centre: Station, ledger: PostgresLedger) -> None:
+    assert "no intake runs: `opencode-helicone intake` takes logs\n" in typed(centre, "fleet", "status").stdout
+    for name, process in (("a", 1), ("b", 2)):
+        presence.beat(ledger, name, {"version": "1", "machine": "m", "process": process, **presence.INTAKE})
+    ledger.execute("update worker set seen_ms = seen_ms - ? where name = 'b'", (presence.SILENT_MS + 1_000,))
+    assert [(one["process"], one["is_silent"]) for one in found(centre)["intakes"]] == [(1, False), (2, True)]
+    lines = typed(centre, "fleet", "status").stdout
+    assert re.search(r"^intake m 1 \(1\): runs, last beat \d+ s ago", lines, re.MULTILINE)
+    assert re.search(r"^intake m 2 \(1\): silent, last beat 31 s ago", lines, re.MULTILINE)
+    assert "no intake runs" not in lines
+    assert "no worker runs" in lines
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+PROMTOOL = shutil.which("promtool")
+ODD = 'a"b\\c\nd é'
+"""Each letter has to be written otherwise in a label."""
+
+
+def numbers(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (one.name.removeprefix("opencode_helicone_"), frozenset(one.labels.items())): one.value
+        for family in text_string_to_metric_families(text)
+        for one in family.samples
+    }
+
+
+@pytest.fixture
+def busy(centre: Station, ledger: PostgresLedger) -> str:
+    """What the metrics of a centre at work say."""
+    add_tenant(centre, "acme", "--endpoint", ENDPOINT, "--bytes-max", "5000", "--redact-pattern", "acme-4711")
+    add_tenant(centre, ODD, "--endpoint", ENDPOINT, key=api_key("b"))
+    bench = bench_of(ledger, "acme")
+    for session in ("ses_1", "ses_2"):
+        bench.put(replace(version(session=session), folder="a"))
+    bench.deliver(version(session="ses_2"))
+    ledger.execute("update job set enqueued_ms = enqueued_ms - 60000")
+    odd = bench_of(ledger, ODD)
+    odd.put(replace(version(session="ses_9"), folder=ODD))
+    odd.dead_letter(odd.claimed(version(session="ses_9")))
+    odd.pause(probe_ms=9_000)
+    says = {"version": "1", "machine": "m", "process": 1}
+    presence.beat(ledger, "a", says)
+    presence.beat(ledger, "b", {**says, **presence.INTAKE})
+    presence.beat(ledger, "c", {**says, **presence.INTAKE})
+    ledger.execute("update worker set seen_ms = 0 where name = 'c'")
+    done = typed(centre, "fleet", "metrics")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.postgres
+def test_metrics_are_by_tenant_and_machine(busy: str) -> None:
+    found_ = numbers(busy)
+
+    def value(name: str, **labels: str) -> float:
+        return found_[f"fleet_{name}", frozenset(labels.items())]
+
+    assert value("database_up") == 1
+    assert [value("logs", tenant="acme", machine="a", state=one) for one in ("pending", "dead", "delivered")] == [
+        1,
+        0,
+        1,
+    ]
+    assert value("logs", tenant=ODD, machine=ODD, state="dead") == 1
+    assert 60 <= value("oldest_pending_seconds", tenant="acme", machine="a") < 600
+    assert value("oldest_pending_seconds", tenant=ODD, machine=ODD) == 0
+    assert (value("tenant_up", tenant="acme"), value("tenant_up", tenant=ODD)) == (1, 0)
+    assert value("held_bytes_max", tenant="acme") == 5000
+    assert ("fleet_held_bytes_max", frozenset({("tenant", ODD)})) not in found_
+    assert value("held_bytes", tenant="acme") > 0
+    assert (value("workers"), value("intakes")) == (1, 1)
+    for secret in (api_key(), api_key("b"), "ses_1", "acme-4711", PASSWORD):
+        assert secret not in busy
+    page = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    for name, _ in found_:
+        assert f"opencode_helicone_{name}`" in page or f"`_{name}`" in page
+
+
+@pytest.mark.postgres
+@pytest.mark.slow
+@pytest.mark.skipif(PROMTOOL is None, reason="needs promtool")
+def test_promtool_has_nothing_to_say_of_them(busy: str) -> None:
+    done = subprocess.run([str(PROMTOOL), "check", "metrics"], input=busy, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.postgres
+def test_metrics_may_go_to_a_file(centre: Station, busy: str) -> None:
+    path = centre.home / "fleet.prom"
+    done = typed(centre, "fleet", "metrics", "--textfile", str(path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert numbers(path.read_text("utf-8")).keys() == numbers(busy).keys()
+
+
+def test_of_a_database_that_is_away_metrics_tell_that_alone(elsewhere: Station, tmp_path: Path) -> None:
+    away = Station(
+        elsewhere.home, elsewhere.endpoint, variables={DATABASE_URL: "postgresql://user@127.0.0.1:1/helicone"}
+    )
+    path = tmp_path / "fleet.prom"
+    complaint(typed(away, "fleet", "metrics", "--textfile", str(path)), 1)
+    told = numbers(path.read_text("utf-8"))
+    assert told["fleet_database_up", frozenset()] == 0
+    assert {name for name, _ in told} == {"info", "fleet_database_up"}
+
+
+def test_without_prometheus_one_line_says_what_to_install(elsewhere: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = Station(
+        elsewhere.home, elsewhere.endpoint, variables={DATABASE_URL: "postgresql://user@127.0.0.1:1/helicone"}
+    )
+    monkeypatch.delitem(sys.modules, "app.operations.fleet_metrics", raising=False)
+    for name in [one for one in sys.modules if one.startswith("prometheus_client")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    assert "opencode-helicone[web]" in complaint(typed(away, "fleet", "metrics"), 2)
 
 
 # --- an intake -------------------------------------------------------------------------------------------------------
@@ -330,6 +651,12 @@ COMMANDS = (
     ("fleet", "token", "add", "acme", "a"),
     ("fleet", "token", "revoke", "acme", "a"),
     ("fleet", "token", "list"),
+    ("fleet", "tenant", "set", "acme", "--bytes-max", "0"),
+    ("fleet", "tenant", "remove", "acme"),
+    ("fleet", "dead", "list", "acme"),
+    ("fleet", "dead", "retry", "acme", "--all", "--yes"),
+    ("fleet", "dead", "purge", "acme", "--all", "--yes"),
+    ("fleet", "metrics"),
 )
 
 
