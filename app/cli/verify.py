@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -80,7 +81,8 @@ def _verify(  # noqa: PLR0913 - one for each option
         titles = {name: head.title for name, head in Titles(store).all().items()}
         chosen = _is_problem if problems else _has_something_to_say
         every = verbose or bool(session)
-        show(lines(statuses, checked, failure, titles, lambda one: every or chosen(one, checked)))
+        note = [] if remote or sources.load().heard is None else [_OF_CENTRE]
+        show(chain(lines(statuses, checked, failure, titles, lambda one: every or chosen(one, checked)), note))
     is_fine = not failure and all(_is_fine(one, checked) for one in statuses)
     raise typer.Exit(DONE if is_fine else PROBLEM)
 
@@ -156,6 +158,7 @@ def lines(
             yield f"  {day(one.changed_ms)} {one.session}{title}: {_told([one], checked)}{note}"
 
 
+_OF_CENTRE = "delivered means here that the centre has it; --remote asks what became of it there"
 _QUIET = {"delivered", "recalled", "inside", "elsewhere", "earlier", "switched_off", "undone", "other_destination"}
 """States of turns of which there is nothing to do, and nothing to come."""
 _LOST = {"age", "size", "policy"}

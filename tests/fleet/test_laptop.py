@@ -158,6 +158,7 @@ def test_verify_follows_what_the_machine_has_sent_to_helicone(company: Company) 
     with company.intake():
         with worker(desk):
             wait_until(lambda: desk.delivered(3))
+        assert "delivered means here that the centre has it" in typed(desk, "verify").stdout
         (one,) = json.loads(typed(desk, "verify", "--remote", "--json").stdout)["sessions"]
         assert (one["remote"]["found"], one["remote"]["missing"]) == (0, 0)
         assert one["remote"]["at_centre"] == company.waiting() > 2

@@ -30,8 +30,8 @@ def machine(tmp_path: Path, intake: StandIn, **variables: str) -> Iterator[Stati
     yield Station(tmp_path, f"{intake.url}/custom/v1/log", token(), own)
 
 
-def say(station: Station, turns: int = 1) -> None:
-    """So many turns, of which the last is new; and the session's own record with the first."""
+def talk(turns: int = 1) -> dict[str, Any]:
+    """So many turns; of each the canary is said."""
     messages = []
     for turn in range(turns):
         at_ms = CREATED_MS + 1_000 * turn
@@ -39,8 +39,13 @@ def say(station: Station, turns: int = 1) -> None:
         messages.append(user(asked, at_ms, text(f"{CANARY} {turn}?", f"prt_{asked}")))
         answered = assistant(f"msg_{turn}b", at_ms + 10, text(f"{CANARY}!", f"prt_{turn}b"), tool(), parent=asked)
         messages.append(answered)
+    return snapshot(entry(*messages))
+
+
+def say(station: Station, turns: int = 1) -> None:
+    """So many turns, of which the last is new; and the session's own record with the first."""
     with hook(station) as process:
-        process.show(snapshot(entry(*messages)))
+        process.show(talk(turns))
         process.wait_for_ack()
         process.end()
 
@@ -84,7 +89,8 @@ def test_nothing_leaves_before_the_intake_has_said_what_may(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_mode_that_was_changed_pauses_and_charges_nobody_and_what_waits_is_made_again(tmp_path: Path) -> None:
-    with stand_in(answer("full")) as intake, machine(tmp_path, intake) as station, worker(station):
+    hours = {"OPENCODE_HELICONE_RETRY_BASE_DELAY": "36000000"}  # what was learned ends the pause, not its time
+    with stand_in(answer("full")) as intake, machine(tmp_path, intake, **hours) as station, worker(station):
         say(station)
         wait_until(lambda: station.delivered(2))
         before = len(intake.logs)
@@ -177,3 +183,23 @@ def test_jobs_of_a_stricter_machine_say_so(tmp_path: Path) -> None:
         assert station.run("flush").returncode == 0
         assert set(of_modes(intake)) == {"metadata_only"}
         assert charged(station) == [("delivered", 0)] * 2
+
+
+@pytest.mark.slow
+def test_an_opencode_that_runs_keeps_to_what_the_intake_says_from_then_on(tmp_path: Path) -> None:
+    """Text is for its hook to redact."""
+    with stand_in(answer("full")) as intake, machine(tmp_path, intake) as station, hook(station) as process:
+        process.show(talk())
+        process.wait_for_ack()
+        with worker(station):
+            wait_until(lambda: station.delivered(2))
+        before = len(intake.logs)
+        assert CANARY in b"".join(one.body for one in intake.logs).decode()
+        intake.says = answer("full", CANARY)
+        with worker(station):
+            wait_until(lambda: "1 redaction pattern" in station.text("worker.log"))
+            process.show(talk(2))
+            wait_until(lambda: station.delivered(3))
+        assert len(intake.logs) > before
+        assert CANARY not in b"".join(one.body for one in intake.logs[before:]).decode()
+        process.end()
