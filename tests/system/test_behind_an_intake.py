@@ -89,8 +89,8 @@ def test_nothing_leaves_before_the_intake_has_said_what_may(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_mode_that_was_changed_pauses_and_charges_nobody_and_what_waits_is_made_again(tmp_path: Path) -> None:
-    hours = {"OPENCODE_HELICONE_RETRY_BASE_DELAY": "36000000"}  # what was learned ends the pause, not its time
-    with stand_in(answer("full")) as intake, machine(tmp_path, intake, **hours) as station, worker(station):
+    slow = {"OPENCODE_HELICONE_RETRY_BASE_DELAY": "1800000"}  # what was learned ends the pause, not its time
+    with stand_in(answer("full")) as intake, machine(tmp_path, intake, **slow) as station, worker(station):
         say(station)
         wait_until(lambda: station.delivered(2))
         before = len(intake.logs)
