@@ -394,6 +394,27 @@ def test_only_who_has_a_token_is_told(centre: Centre, path: str, body: bytes | N
     assert ask(centre.url + path, centre.token, body)[0] == 200
 
 
+def test_helicones_key_is_in_no_answer_and_in_no_log(centre: Centre, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor is a machine's token, or what a log says."""
+    caplog.set_level("DEBUG")
+    strict = with_policy(centre, export_mode="metadata_only", redact_patterns=("(",))
+    other = centre.tenant("full", bytes_max=1)
+    text = "what was said"
+    answers = [
+        send(centre.url, token, body, headers)
+        for token in (centre.token, strict, other, api_key("a"), None)
+        for body in (envelope(ONE, text), envelope(TWO, text), text.encode())
+        for headers in ({}, {MODE_HEADER: "metadata_only"}, {TURN_HEADER: "1"})
+    ]
+    die(centre, ONE, 1)
+    for path, body in ((MACHINE_PATH, None), (STATES_PATH, question([ONE, TWO])), (STATES_PATH, text.encode())):
+        answers += [ask(centre.url + path, token, body) for token in (centre.token, strict, other, None)]
+    assert {status for status, _, _ in answers} == {200, 400, 401, 403, 429, 503}
+    shown = caplog.text + "".join(f"{headers} {body.decode()}" for _, headers, body in answers)
+    for secret in (text, centre.token, strict, other, *map(api_key, "asf")):
+        assert secret not in shown
+
+
 # --- it lives
 
 

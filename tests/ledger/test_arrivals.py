@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from app.ledger import arrivals, destinations
+from app.ledger import arrivals, claims, confirmations, destinations
 from app.ledger.arrivals import Arrival, DeadArrival, OfMachine, Sums
 from app.ledger.job import Version
 from tests.support.ledger_bench import LedgerBench, version
@@ -71,6 +71,21 @@ def test_why_it_waits_is_what_its_destination_says_before_what_it_was_answered_i
     assert arrivals.arrivals(bench.db, bench.destination, ["t1"]) == {"t1": Arrival("pending", "500: its own")}
     bench.pause(probe_ms=9_000)
     assert arrivals.arrivals(bench.db, bench.destination, ["t1"]) == {"t1": Arrival("pending", "503")}
+
+
+@pytest.mark.parametrize(("has_body", "state"), [(True, "confirmed"), (False, "delivered")])
+def test_what_is_there_without_its_body_is_not_confirmed(
+    bench: LedgerBench, *, has_body: bool, state: arrivals.State
+) -> None:
+    bench.put(version())
+    claimed = bench.claimed()
+    for body in bench.left(claimed):
+        bench.acknowledge(claimed, body)
+    claims.complete(bench.db, claimed, bench.now_ms, confirm_ms=bench.now_ms)
+    (due,) = confirmations.due_for_confirmation(bench.db, bench.destination, bench.now_ms, 1)
+    assert arrivals.arrivals(bench.db, bench.destination, ["t1"]) == {"t1": Arrival("delivered", "")}
+    confirmations.confirmed(bench.db, due, bench.now_ms, has_body=has_body)
+    assert arrivals.arrivals(bench.db, bench.destination, ["t1"]) == {"t1": Arrival(state, "")}
 
 
 def test_a_version_that_was_replaced_is_not_current(bench: LedgerBench) -> None:
