@@ -75,8 +75,14 @@ class Intake:
         self._transport.close()
 
     def machine(self) -> IntakeAnswer | None:
-        """What it says to this machine; None where that cannot be understood here. Raises ReadBackError."""
+        """What it says to this machine; None where that cannot be understood here. Raises ReadBackError.
+
+        A newer one may withhold in a way of which nothing is known here. A page that is no JSON is nobody's answer: so
+        does a network answer that wants a login first.
+        """
         reply = self._send("GET", MACHINE_PATH, b"")
+        if not reply.body.startswith(b"{"):
+            raise ReadBackError(f"200: {_MEANINGS[200]}")
         try:
             return None if len(reply.body) >= ANSWER_BYTES_MAX else read_answer(reply.body)
         except IntakeAnswerError:

@@ -114,8 +114,16 @@ def test_a_revoked_token_is_told(asked: Asked) -> None:
     assert asked.kept.heard_ms is None
 
 
-@pytest.mark.parametrize("text", [b"<html>", b"{}", b'{"export_mode": "less"}', b"x" * 2_000_000])
-def test_what_is_no_answer_is_not_taken_for_one(asked: Asked, text: bytes) -> None:
+@pytest.mark.parametrize("text", [b"", b"<html>", b"[]", b"x" * 2_000_000])
+def test_a_page_of_somebody_else_is_no_answer(asked: Asked, text: bytes) -> None:
+    asked.step()
+    asked.intake.says = text
+    assert not asked.step(ASK_MS)
+    assert asked.kept == Kept(1_000 + ASK_MS, "200: no answer of an intake", 1_000, answer("full"))
+
+
+@pytest.mark.parametrize("text", [b"{}", b"{", b'{"export_mode": "less"}', b"{" + b" " * 2_000_000 + b"}"])
+def test_what_is_not_understood_may_withhold_more(asked: Asked, text: bytes) -> None:
     asked.step()
     asked.intake.says = text
     assert asked.step(ASK_MS)
