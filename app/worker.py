@@ -18,8 +18,9 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
@@ -48,10 +49,11 @@ from app.delivery.sender import Place, Sender
 from app.exporters.client import ClientError, ReadBackError
 from app.exporters.connect import connect
 from app.exporters.kinds import traits_of
+from app.exporters.outcome import Outcome
 from app.ledger import claims, confirmations, destinations, flow, readback
 from app.ledger.destinations import Destination
 from app.ledger.eviction import Recaptured
-from app.ledger.job import Claim
+from app.ledger.job import Body, Claim
 from app.privacy.policy import Hold, Permit
 from app.privacy.redact import PatternError
 from app.queue import Queue
@@ -64,6 +66,9 @@ from app.settings.lookup import Sources, typed
 from app.settings.model import Settings, SettingsError
 from app.settings.names import DATABASE_URL
 from app.sources.opencode.store import store_file
+
+if TYPE_CHECKING:
+    from app.delivery.intake import Asking
 
 CONSUMER = {
     "workers": 12,
@@ -80,11 +85,15 @@ CONFIRM_MS = 500
 """How often delivered jobs that are due to be read back are looked for."""
 CONFIRM_MS_MAX = 2_000
 """The same where none is due before: nothing that is delivered meanwhile is due sooner."""
+ASKING_MS = 1_000
+"""How often it is looked whether the intake is to be asked what may leave."""
 SIGNAL_S_MAX = 0.5
 """How long it may take until the main thread sees a signal. It has nothing else to do, ten times a second at Huey's."""
 SCHEDULE_S = 60
 """How often Huey looks for messages of a later time, of which there are none: as seldom as it can."""
 SIGNALS_S = 0.01
+REFUSALS = (401, 403)
+"""After these an intake is asked at once: it takes another mode by now, or says that the token counts no more."""
 FLUSH_S = 0.1
 """How often it is asked whether that is over which a worker was made for."""
 LEAVE_S_MAX = 2.0
@@ -128,14 +137,20 @@ class Worker:
         self._plan = self._traits.read_back(
             self.settings.confirm, self.settings.endpoint, self._key, self.settings.readback_url
         )
-        self._policy_check = PolicyCheck(sources)
+        self._policy_check = PolicyCheck(sources.watching(settings))
+        self._asking = None if settings.heard is None else _asking(settings, self._log)
         self._client = (
             connect(access(settings), settings.ca_file, _redact(self.settings, self._policy_check.keyring))
             if settings.credential
             else None
         )
         place = Place(self.target, self.settings.endpoint, self.settings.destination, self._traits)
-        self._sender = None if self._client is None else Sender(self, place, self._client)
+        if self._client is None:
+            self._sender = None
+        elif self._asking is None:
+            self._sender = Sender(self, place, self._client)
+        else:
+            self._sender = Sender(self, place, self._client, self._asking.headers_of)
         self._recapture = Recapturer(store_file(sources.environ), self.target.id, self.spool.hooks)
         self.queue = Queue(self.spool.path, self.target.id, self._answer, huey_class=_Huey)
         self.poller = Poller(
@@ -202,7 +217,7 @@ class Worker:
             worker=self._announced.name,
             policy=backoff.RetryPolicy.of(self.settings.max_retries, self.settings.retry_base_delay_ms),
             permit=self._permit,
-            post=self._sender.post,
+            post=self._post,
             clock=clock.now_ms,
             dice=random.random,
             stopping=self._stopping,
@@ -228,6 +243,13 @@ class Worker:
         elif destinations.by_id(self.db, self.target.id).concurrency is not None:
             # Few are under way after a pause: who is done wakes the next, and one more when there is room.
             self.poller.wake_due(self.db, clock.now_ms(), 2)
+
+    def _post(self, claim: Claim, body: Body) -> Outcome:
+        assert self._sender is not None  # noqa: S101 - without it nothing is claimed
+        outcome = self._sender.post(claim, body)
+        if outcome.status in REFUSALS and self._asking is not None:
+            self._asking.hurry()
+        return outcome
 
     def _permit(self, claim: Claim) -> Permit:
         return self._policy_check.permit(self.db, claim.folder, claim.policy)
@@ -266,7 +288,10 @@ class Worker:
         for complaint in self.settings.complaints:
             self._log(complaint.short)
         # Apart from each other, so that reading back, however slow, delays nothing.
-        for loop in (Loop("poller", POLL_MS, self.poll), Loop("confirm", CONFIRM_MS, self._confirm)):
+        loops = [Loop("poller", POLL_MS, self.poll), Loop("confirm", CONFIRM_MS, self._confirm)]
+        if self._asking is not None:
+            loops.append(Loop("intake", ASKING_MS, partial(self._ask, self._asking)))
+        for loop in loops:
             thread = threading.Thread(target=self._run, args=(loop,), name=loop.name, daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -336,6 +361,11 @@ class Worker:
         except ReadBackError as error:
             return confirm.Unread(str(error))
 
+    def _ask(self, asking: Asking) -> int:
+        if asking.step(clock.read()):
+            flow.probe_now(self.db, self.target.id, clock.now_ms())
+        return ASKING_MS
+
     # --- the end
 
     def _end(self, *, restart: bool = False) -> None:
@@ -403,10 +433,19 @@ class Worker:
             self._announced.withdraw()
         if self._client is not None:
             self._client.close()
+        if self._asking is not None:
+            self._asking.close()
         for thread in self._threads:
             thread.join(LEAVE_S_MAX)
         self.queue.close()
         self.leave()
+
+
+def _asking(settings: Settings, log: Callable[[str], None]) -> Asking:
+    from app.delivery.intake import Asking, Intake  # noqa: PLC0415 - hardly anybody has an intake
+    from app.settings.heard import place  # noqa: PLC0415 - the same
+
+    return Asking(Intake(settings), place(settings), log)
 
 
 def _redact(settings: Settings, keyring: Keyring) -> Callable[[str], str] | None:

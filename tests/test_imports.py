@@ -37,6 +37,8 @@ INSIDE_OF_FUNCTIONS = {
     "app.operations.fleet": "the same",
     "app.intake.server": "the same",
     "app.transcript.parse": "20 ms: who asks OpenCode's store for titles alone does without",
+    "app.settings.heard": "5 ms: hardly anybody has an intake",
+    "app.delivery.intake": "6 ms: the same",
     "html": "0.7 MB: a worker to which nothing was refused",
     # On a terminal alone.
     "rich.console": "20 ms",

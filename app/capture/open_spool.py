@@ -69,7 +69,7 @@ class OpenSpool:
             self._opened = opened.pop_all()
         self.main = self.outlets[0]
         self.target, self.reader, self.reconciling = self.main.target, self.main.reader, self.main.reconciling
-        self.captures = Captures(sources, keyring, self.db, self.target, self._begin, log)
+        self.captures = Captures(sources.watching(settings), keyring, self.db, self.target, self._begin, log)
         readers = {one.name: one.reader for one in self.outlets}
         self.notice_processor = NoticeProcessor(self.store, self.captures, notices, self.owed, readers, log_once)
 

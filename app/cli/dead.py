@@ -13,10 +13,12 @@ import typer
 from app.cli.layout import local, size
 from app.cli.options import OF_SPOOL, PROBLEM, PROGRAM, AsJson, Yes, ask, print_json, print_lines, since_option, takes
 from app.cli.render import how_to_deliver
+from app.cli.render_centre import dead_lines
 from app.database.connection import Database, Unmade
 from app.ledger.dead_letters import Choice
 from app.ledger.erasure import erase
 from app.operations import dead_letters
+from app.operations.centre import centre
 from app.operations.dead_letters import DeadLetterError, Listed, Opened, short
 from app.operations.reading import opened
 from app.runtime import clock
@@ -50,18 +52,21 @@ def _list(
 
     With --dropped those jobs that were dropped, by reason.
     """
+    settings = sources.load()
+    there = None if dropped else centre(settings)
     if dropped and error is not None:
         raise typer.BadParameter("--error and --dropped exclude each other: dropped jobs have a reason, no error")
-    with closing(opened(sources.load().spool_directory)) as db:
+    with closing(opened(settings.spool_directory)) as db:
         listed = (
             dead_letters.list_dropped(db, since or 0)
             if dropped
             else dead_letters.list_dead(db, Choice(fingerprint=error, since_ms=since))
         )
     if json_wanted:
-        print_json(asdict(listed))
+        print_json({**asdict(listed), "centre": None if there is None else asdict(there)})
     else:
         print_lines(letters_lines(listed, "dropped" if dropped else "dead"))
+        print_lines([] if there is None else dead_lines(there, clock.now_ms()))
 
 
 @commands.command("show")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from app.cli.layout import ahead, at, local, size
 from app.cli.render import problem_lines
+from app.cli.render_centre import centre_line
 from app.ledger.notices import Unread
 from app.operations.status import DestinationStatus, Jobs, Status, named, which
 from app.runtime.terminal import counted
@@ -26,17 +27,20 @@ def overview_lines(status: Status, now_ms: int) -> Iterator[str]:
     sessions = status.sessions
     more = " or more" if sessions.delivered is None else ""
     told = {
-        " delivered": sessions.delivered,
+        " delivered" if status.centre is None else " at the centre": sessions.delivered,
         f"{more} waiting": sessions.waiting,
         f"{more} with dead jobs": sessions.dead,
     }
     told[" to be read"] = sum(one.sessions for one in status.unread)
     numbers = [f"{count}{name}" for name, count in told.items() if count]
     yield f"sessions: {', '.join(numbers) or 'none yet'}"
+    if status.centre is not None:
+        yield centre_line(status.centre, now_ms)
     last = status.last_delivery
     if last is not None:
         title = f' "{last.title}"' if last.title else f" {last.session}"
-        yield f"last delivery: {at(last.delivered_ms, now_ms)}{title}"
+        there = "" if status.centre is None else " to the centre"
+        yield f"last delivery{there}: {at(last.delivered_ms, now_ms)}{title}"
         if last.url is not None:
             yield f"  {last.url}"
     for one in status.destinations:
@@ -69,6 +73,9 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
         if not (one.is_meant or one.pause_reason or any(asdict(one.jobs).values())):
             continue  # a key or endpoint that was tried once and never used
         yield from _destination_lines(one, now_ms)
+    if status.centre is not None:
+        yield centre_line(status.centre, now_ms)
+        yield "  delivered means here that the centre has it: it passes it on to Helicone"
     if status.jobs.dead:
         yield f"{counted(status.jobs.dead, 'dead letter')}: opencode-helicone dead list"
     backlog = sum(hook.backlog for hook in status.hooks)
@@ -127,14 +134,16 @@ def _destination_lines(one: DestinationStatus, now_ms: int) -> Iterator[str]:
         yield "; ".join([f"  read back: {told}", *read.notes])
 
 
-def flush_lines(flushed: Flushed) -> Iterator[str]:
+def flush_lines(flushed: Flushed, *, to_centre: bool = False) -> Iterator[str]:
+    """`to_centre`: what was delivered is there, and not at Helicone yet."""
+    there = " to the centre" if to_centre else ""
     if flushed.was_stopped or flushed.jobs.pending:
         left = f"{counted(flushed.jobs.pending, 'job')} left"
         how = "interrupted" if flushed.was_stopped else "not done"
         kept = "; nothing is lost: OpenCode and the same command go on from there"
-        yield f"{how}: delivered {flushed.delivered} now, {left}{kept}"
+        yield f"{how}: delivered {flushed.delivered} now{there}, {left}{kept}"
     else:
-        yield f"delivered {flushed.delivered} now"
+        yield f"delivered {flushed.delivered} now{there}"
     yield f"in all: {_jobs(flushed.jobs)}"
     if not flushed.captured_here:
         yield "nothing was ever captured here: the queue never held a session of the current folder"

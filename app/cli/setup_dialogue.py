@@ -352,12 +352,13 @@ def _readable(text: str) -> str:
 
 def _choose_mode(given: Given, sources: Sources, settings: Settings, choice: Choice) -> None:
     mode = given.mode
+    own = (settings.common or settings).export_mode  # a destination that takes less makes that by itself
     if mode is None and _asks():
         print_lines(["", *_shown(sources, choice), "", "What may leave this machine?"])
         print_lines(f"  {number}  {name:<14} {_MEANINGS[name]}" for number, name in enumerate(MODES, 1))
-        default = str(MODES.index(settings.export_mode) + 1)
+        default = str(MODES.index(own) + 1)
         mode = _prompt("1, 2 or 3", _one_of(*MODES), default=default)
-    choice.set("export_mode", mode or settings.export_mode)
+    choice.set("export_mode", mode or own)
 
 
 def _shown(sources: Sources, choice: Choice) -> Iterator[str]:

@@ -56,7 +56,7 @@ def _flush(
     if json_wanted:
         print_json(asdict(flushed))
     else:
-        print_lines(flush_lines(flushed))
+        print_lines(flush_lines(flushed, to_centre=sources.load().heard is not None))
     is_fine = flushed.is_done and (flushed.captured_here or not expect_some)
     raise typer.Exit(STOPPED if flushed.was_stopped else DONE if is_fine else PROBLEM)
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -80,22 +81,24 @@ def _verify(  # noqa: PLR0913 - one for each option
         titles = {name: head.title for name, head in Titles(store).all().items()}
         chosen = _is_problem if problems else _has_something_to_say
         every = verbose or bool(session)
-        show(lines(statuses, checked, failure, titles, lambda one: every or chosen(one, checked)))
+        note = [] if remote or sources.load().heard is None else [_OF_CENTRE]
+        show(chain(lines(statuses, checked, failure, titles, lambda one: every or chosen(one, checked)), note))
     is_fine = not failure and all(_is_fine(one, checked) for one in statuses)
     raise typer.Exit(DONE if is_fine else PROBLEM)
 
 
 def _check_at_helicone(sources: Sources, statuses: Sequence[SessionStatus], checked: dict[str, RemoteCheck]) -> str:
     """Look for what each session's jobs say was delivered. Why that came to nothing, '' when it did not."""
-    from app.operations.remote import asked  # noqa: PLC0415 - takes longer to load than the rest
+    from app.operations.remote import asked, asked_centre  # noqa: PLC0415 - takes longer to load than the rest
     from app.verify.remote_check import check  # noqa: PLC0415 - the same
 
     settings = sources.load()
+    who = "Helicone" if settings.heard is None else "the centre"
     try:
         with (
             closing(open_if_made(settings.spool_directory)) as db,
-            asked(settings) as helicone,
-            render.bar("looking at Helicone", total_min=LONG_SESSIONS) as bar,
+            (asked if settings.heard is None else asked_centre)(settings) as helicone,
+            render.bar(f"looking at {who}", total_min=LONG_SESSIONS) as bar,
         ):
             ours = find_target(db, settings)
             if ours is None:
@@ -155,6 +158,7 @@ def lines(
             yield f"  {day(one.changed_ms)} {one.session}{title}: {_told([one], checked)}{note}"
 
 
+_OF_CENTRE = "delivered means here that the centre has it; --remote asks what became of it there"
 _QUIET = {"delivered", "recalled", "inside", "elsewhere", "earlier", "switched_off", "undone", "other_destination"}
 """States of turns of which there is nothing to do, and nothing to come."""
 _LOST = {"age", "size", "policy"}
@@ -185,6 +189,10 @@ def _advice(statuses: Sequence[SessionStatus], checked: Mapping[str, RemoteCheck
     before = states["elsewhere"] + states["earlier"]
     if before:
         yield f"{before} from before capture: {PROGRAM} backfill queues them (--dry-run says what it would send)"
+    dead = Counter[str]()
+    for one in checked.values():
+        dead.update(one.dead_at_centre)
+    yield from (f"{count} dead at the centre: {reason}" for reason, count in dead.items())
     lost = [name for name, one in checked.items() if one.missing]
     if lost:
         named = " ".join(lost[:NAMED_MAX])
@@ -254,6 +262,8 @@ def _remote(checked: Sequence[RemoteCheck]) -> list[str]:
         "found": sum(one.found for one in checked),
         "without bodies": sum(one.without_bodies for one in checked),
         "not yet there": sum(one.not_yet for one in checked),
+        "waiting at the centre": sum(one.at_centre for one in checked),
+        "DEAD AT THE CENTRE": sum(sum(one.dead_at_centre.values()) for one in checked),
         "MISSING": sum(one.missing for one in checked),
     }
     told = ", ".join(f"{count} {name}" for name, count in numbers.items() if count)

@@ -65,7 +65,7 @@ class DeliveryContext:
     policy: RetryPolicy
     permit: Callable[[Claim], Permit]
     """What the settings in force say to this job, now."""
-    post: Callable[[Body], Outcome]
+    post: Callable[[Claim, Body], Outcome]
     clock: Callable[[], int]
     """Milliseconds UTC."""
     dice: Callable[[], float]
@@ -213,7 +213,7 @@ class _Run:
             if isinstance(permit, Hold | Recapture):
                 return permit
             is_changed = self._before.get(body.request_id, body.digest) != body.digest
-            post = partial(_post, self._context, body, is_changed=is_changed)
+            post = partial(_post, self._context, self.claim, body, is_changed=is_changed)
             if self._is_room():
                 self._under_way.append((body, self._context.beside(post)))
                 continue
@@ -269,10 +269,12 @@ class _Run:
             claims.release(self._db, self.claim, due_ms=self._context.clock())
 
 
-def _post(context: DeliveryContext, body: Body, *, is_changed: bool) -> Answered:
+def _post(context: DeliveryContext, claim: Claim, body: Body, *, is_changed: bool) -> Answered:
     failpoint.reach("post.sending", str(body.request_id))
-    post = context.post_changed if is_changed and context.post_changed is not None else context.post
-    outcome = post(body)
+    if is_changed and context.post_changed is not None:
+        outcome = context.post_changed(body)
+    else:
+        outcome = context.post(claim, body)
     failpoint.reach("post.answered", str(body.request_id))
     return outcome, context.clock()
 

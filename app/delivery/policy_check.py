@@ -71,6 +71,8 @@ class PolicyCheck:
             settings = self._sources.load(recorded=options)
             if reason := why_nothing(settings):
                 return Hold(reason)
+            if settings.silence:
+                return Hold(settings.silence)
             return capture(settings, self.keyring.learn(self._sources.documents(None), own_secrets(settings)))
         except (SettingsError, PatternError):
             # Not the message: it quotes values. And not the settings before: what is new in them may withhold more.

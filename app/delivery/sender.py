@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from typing import Protocol, cast
 
 from app.database.connection import Database, surviving
 from app.delivery.deliver import Answered
-from app.exporters.client import Client, Deleting
+from app.exporters.client import NO_HEADERS, Client, Deleting
 from app.exporters.outcome import Outcome
 from app.exporters.traits import Traits
 from app.ledger import destinations, incidents
 from app.ledger.destinations import Destination
-from app.ledger.job import Body
+from app.ledger.job import Body, Claim
 from app.runtime import clock
 
 POST_S_MAX = 30.0
@@ -57,10 +57,18 @@ class Place:
 class Sender:
     """Shared by a worker's threads."""
 
-    def __init__(self, ledger: Connected, place: Place, client: Client) -> None:
+    def __init__(
+        self,
+        ledger: Connected,
+        place: Place,
+        client: Client,
+        headers_of: Callable[[Claim], Mapping[str, str]] = lambda _: NO_HEADERS,
+    ) -> None:
+        """`headers_of`: what is said beside the records of a job."""
         self._ledger = ledger
         self._place = place
         self._client = client
+        self._headers_of = headers_of
         self._routes = place.traits.routes(place.endpoint)
         self._route = place.destination.route
         self.answers_s: deque[float] = deque(maxlen=ANSWERS)
@@ -90,16 +98,17 @@ class Sender:
         assert url is not None  # noqa: S101 - a destination at which what has changed is deleted first
         return client.delete(url, request_ids, clock.now_ms())
 
-    def post(self, body: Body) -> Outcome:
+    def post(self, claim: Claim, body: Body) -> Outcome:
         """Try the route that answered last, then the others: the first that knows the path is remembered."""
         if not body.body:
             return self._make_way([body.request_id])  # recalled, where nothing can take its place
+        headers = self._headers_of(claim)
         outcome: Outcome | None = None
         began_s = time.monotonic()
         ends_s = began_s + POST_S_MAX
         for url in sorted(self._routes, key=lambda url: url != self._route):
             left_s = ends_s - time.monotonic()
-            outcome = self._client.post(url, body.body, str(body.request_id), clock.now_ms(), left_s)
+            outcome = self._client.post(url, body.body, str(body.request_id), clock.now_ms(), left_s, headers)
             if outcome.status is not None and outcome.status != NOT_FOUND and url != self._route:
                 # The answer counts more than the note: where the ledger is locked, the next answer brings it.
                 with suppress(sqlite3.OperationalError):

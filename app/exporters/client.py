@@ -6,13 +6,15 @@ The clients themselves bring an HTTP client along: `app.exporters.connect` loads
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
 
 from app.errors import AppError, UsageError
 from app.exporters.encoder import Shown
 from app.exporters.outcome import Outcome
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class ClientError(UsageError):
@@ -30,8 +32,19 @@ class OverlongError(ReadBackError):
 class Client(Protocol):
     """A pool of connections to a destination under one key, shared by the worker's threads."""
 
-    def post(self, url: str, body: bytes, request_id: str, now_ms: int, deadline_s: float | None = None) -> Outcome:
-        """Send one record's bytes to a URL of `Traits.routes`, and say what the answer means."""
+    def post(
+        self,
+        url: str,
+        body: bytes,
+        request_id: str,
+        now_ms: int,
+        deadline_s: float | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Outcome:
+        """Send one record's bytes to a URL of `Traits.routes`, and say what the answer means.
+
+        `headers`: what is said beside it, and beside what is said with each.
+        """
 
     def stored(self, url: str, *, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool]:
         """Which of these records are stored, and whether with their bodies. Raises ReadBackError.

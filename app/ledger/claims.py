@@ -120,7 +120,7 @@ def _lease(db: Database, job_id: int | None, arguments: Mapping[str, object], wo
         # not among all jobs of the destination.)
         " and not exists (select 1 from job l where l.lease_until_ms is not null"
         f"  and +l.destination_id = :destination and max(job.kills, l.kills) >= {ISOLATED_KILLS})"
-        " returning id, destination_id, turn_id, key, attempt, setbacks, failures, session_id, policy_id",
+        " returning id, destination_id, turn_id, key, attempt, setbacks, failures, session_id, policy_id, facts_ms",
         {**arguments, "job": job_id, "until": until_ms, "worker": worker},
     ).fetchone()
     return row
@@ -161,6 +161,7 @@ def _read(db: Database, row: Row, terms: Terms) -> Claim:
         turn=beside["turn"],
         folder=beside["folder"],
         policy=beside["facts"] or "",
+        last_event_ms=row["facts_ms"],
         attempt=row["attempt"],
         consecutive_failures=row["setbacks"],
         failures=row["failures"],

@@ -127,6 +127,8 @@ class Claim:
     """Where its session was captured, as the ledger knows folders."""
     policy: str
     """What its bodies were made under; '' where that was not kept."""
+    last_event_ms: int
+    """Of its version of the turn."""
     attempt: int
     consecutive_failures: int
     """Since a record was last acknowledged, whoever's they were."""

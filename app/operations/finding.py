@@ -105,4 +105,9 @@ FAULTS: Mapping[str, Fault] = {
     "read-back-blind": Fault("whether what was accepted is stored cannot be told", "opencode-helicone doctor --send"),
     "never-stored": Fault("what was accepted is not there", "opencode-helicone doctor --send"),
     "not-sent": Fault("nothing else arrives either"),
+    "intake-silent": Fault("nothing is sent before it has said what may leave", "opencode-helicone doctor --send"),
+    "intake-unusable": Fault("it may withhold something, so nothing is sent until it can be understood"),
+    "intake-away": Fault("what it said last counts, and may be out of date"),
+    "intake-refuses": Fault("nothing is taken from this machine", "opencode-helicone setup"),
+    "dead-at-centre": Fault("the centre does not try them again by itself", "opencode-helicone dead list"),
 }

@@ -18,6 +18,7 @@ from app.database.open import open_whole
 from app.ledger import adoption, counts, flow, folders, notices, readback
 from app.ledger.destinations import Destination
 from app.ledger.notices import Unread
+from app.operations.centre import centre
 from app.operations.status import DestinationStatus, Failing, Jobs, read_destinations, waiting
 from app.operations.verdict import deliver_it
 from app.runtime import clock
@@ -139,6 +140,7 @@ class _Flushing:
     awaited: str | None
     """The folder that is to have a job."""
     begin_s: float = field(default_factory=time.monotonic)
+    begin_ms: int = field(default_factory=clock.now_ms)
     has_told: bool = False
 
     @property
@@ -162,7 +164,7 @@ class _Flushing:
     def _is_away(self, waits: Collection[int]) -> bool:
         """Whether nothing of what waits can go before a later probe, and nobody asked to wait for that."""
         now_ms = clock.now_ms()
-        if not all(flow.is_idle(self.db, one, now_ms) for one in waits):
+        if not all(flow.is_idle(self.db, one, now_ms) or self._is_silent(one) for one in waits):
             return False
         if self.timeout_s is not None and not self.has_told:
             self.has_told = True
@@ -171,6 +173,13 @@ class _Flushing:
             why = "; ".join(waiting(there, workers, now_ms))
             self.tell(f"{why}; it is tried again until {self.timeout_s:g} s are over (Ctrl-C ends that)")
         return self.timeout_s is None
+
+    def _is_silent(self, destination_id: int) -> bool:
+        """Whether the intake that ours leads to was asked meanwhile what may leave, and has never said anything."""
+        there = centre(self.settings) if destination_id == self.ours.id else None
+        if there is None or there.heard_ms is not None or not there.failure:
+            return False
+        return there.asked_ms is not None and there.asked_ms >= self.begin_ms
 
 
 def _deliver(db: sqlite3.Connection, sources: Sources, ours: Destination, is_over: Callable[[], bool]) -> bool:

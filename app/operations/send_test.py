@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from app.delivery.access import access
-from app.exporters.client import Client, ClientError, ReadBackError
+from app.delivery.intake import Intake, asked, told
+from app.exporters.client import NO_HEADERS, Client, ClientError, ReadBackError
 from app.exporters.connect import connect
 from app.exporters.encoding import encoder_of
 from app.exporters.kinds import traits_of
@@ -15,6 +16,8 @@ from app.exporters.outcome import Outcome
 from app.operations.finding import Finding
 from app.operations.network_check import fault_of
 from app.runtime import clock
+from app.settings import heard
+from app.settings.intake import MODE_HEADER
 from app.settings.model import Settings
 
 LOOK_S = 1.0
@@ -39,13 +42,20 @@ def send(settings: Settings, now_ms: int, timeout_s: float) -> Iterator[Finding]
         return
     with made as client:
         body = encoder_of(settings.kind).trial(request_id, now_ms)
-        url, outcome = _post(client, traits.routes(settings.endpoint), body, request_id, now_ms)
+        # It holds nothing of a session, so every intake takes it.
+        headers = NO_HEADERS if settings.heard is None else {MODE_HEADER: "metadata_only"}
+        url, outcome = _post(client, traits.routes(settings.endpoint), body, request_id, now_ms, headers)
         if outcome.kind != "accepted":
             name = fault_of(outcome.reason, "not-sent")
             yield Finding("send", "problem", f"{url} did not take it: {outcome.reason}", CHECK, name)
             return
         yield Finding("send", "ok", f"{url} took it")
         yield from _clocks(outcome)
+        if settings.heard is not None:
+            with Intake(settings) as intake:
+                yield _policy(settings, intake, now_ms)
+                yield from _look_at_centre(intake, request_id, timeout_s)
+            return
         read_back = traits.read_back("on", settings.endpoint, key, settings.readback_url)
         yield from _look(client, read_back.url, request_id, now_ms, timeout_s, traits.NOT_STORED_CAUSES)
 
@@ -60,13 +70,55 @@ def _clocks(outcome: Outcome) -> Iterator[Finding]:
         yield Finding("clock", "warning", found, "set this machine's clock", "clock-skewed")
 
 
-def _post(client: Client, found: Sequence[str], body: bytes, request_id: uuid.UUID, now_ms: int) -> tuple[str, Outcome]:
+def _post(
+    client: Client,
+    found: Sequence[str],
+    body: bytes,
+    request_id: uuid.UUID,
+    now_ms: int,
+    headers: Mapping[str, str],
+) -> tuple[str, Outcome]:
     """To the first route that is there."""
     for url in found[:-1]:
-        outcome = client.post(url, body, str(request_id), now_ms)
+        outcome = client.post(url, body, str(request_id), now_ms, headers=headers)
         if outcome.status != NOT_FOUND:
             return url, outcome
-    return found[-1], client.post(found[-1], body, str(request_id), now_ms)
+    return found[-1], client.post(found[-1], body, str(request_id), now_ms, headers=headers)
+
+
+def _policy(settings: Settings, intake: Intake, now_ms: int) -> Finding:
+    """What it says may leave; kept for whoever comes next, where there is a spool."""
+    path = heard.place(settings)
+    known = asked(intake, heard.kept(path), now_ms)
+    if path.parent.is_dir():
+        heard.keep(path, known)
+    if known.failure:
+        return Finding("intake", "problem", f"it does not say what may leave: {known.failure}", CHECK, "intake-silent")
+    return Finding("intake", "ok", told(known))
+
+
+def _look_at_centre(intake: Intake, request_id: uuid.UUID, timeout_s: float) -> Iterator[Finding]:
+    """What the centre says became of it. That it has it is enough for this machine."""
+    ends_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            said = intake.states([request_id]).get(request_id)
+        except ReadBackError as error:
+            yield Finding("read back", "problem", f"the intake: {error}", CHECK, "read-back-blind")
+            return
+        if said is None or said.state in {"dead", "dropped"}:
+            why = "it does not know it" if said is None else f"it is {said.state} there: {said.reason}"
+            todo = "whoever runs the centre sees to it"
+            yield Finding("read back", "problem", f"the centre took it, and {why}", todo, "never-stored")
+            return
+        if said.state != "pending":
+            yield Finding("read back", "ok", "the centre has delivered it to Helicone")
+            return
+        if time.monotonic() >= ends_s:
+            break
+        time.sleep(LOOK_S)
+    why = f": {said.reason}" if said.reason else ""
+    yield Finding("read back", "ok", f"the centre has it, and has not delivered it within {timeout_s:g} s{why}")
 
 
 def _look(

@@ -23,6 +23,7 @@ from app.ledger.dead_letters import Choice, Group
 from app.ledger.destinations import Destination
 from app.ledger.notices import Unread
 from app.ledger.overview import SessionCounts, last_delivery, session_counts
+from app.operations.centre import Centre, centre
 from app.runtime.liveness import LiveHook, LiveWorker, read_hooks, read_workers
 from app.runtime.spool import Spool
 from app.runtime.terminal import counted
@@ -228,6 +229,8 @@ class Status:
     """What a person has to see first: destinations whose 200 may mean nothing."""
     sessions: SessionCounts
     last_delivery: LastDelivery | None
+    centre: Centre | None = None
+    """What the intake has said; None where Helicone's key is no token."""
     elsewhere: tuple[Elsewhere, ...] = ()
     """What waits for other destinations."""
     verdict: Verdict = NO_VERDICT
@@ -318,6 +321,7 @@ def status_in(
         alarms=tuple(alarms(destinations)),
         sessions=session_counts(db),
         last_delivery=_last_delivery(db, settings, destinations, title_of),
+        centre=centre(settings),
     )
 
 

@@ -15,11 +15,13 @@ from app.capture.config import capture
 from app.capture.keyring import Keyring
 from app.database.connection import wal_reset_bug
 from app.operations import network_check, plugin_check
+from app.operations.centre import centre
 from app.operations.finding import Finding, Level
 from app.operations.site import Site
 from app.operations.status import BYTES_BESIDE_BODIES_MAX
 from app.privacy.user_patterns import PatternError
 from app.runtime import filesystem
+from app.runtime.terminal import span
 from app.settings.model import HELICONE
 from app.sources.opencode import config
 from app.sources.opencode.access import UNTRIED, AbsentError, InMemoryError, StoreError
@@ -53,6 +55,36 @@ def _key(site: Site) -> Iterator[Finding]:
         )
     else:
         yield Finding("key", "ok", f"set ({site.settings.origin('api_key')})")
+
+
+def _intake(site: Site) -> Iterator[Finding]:
+    """What the intake has said, as far as a worker has asked it."""
+    there = centre(site.settings)
+    if there is None:
+        return
+    if there.is_refused:
+        todo = "get a new token from whoever runs the centre, or correct the endpoint"
+        yield Finding("intake", "problem", f"{there.intake}: {there.failure}", todo, "intake-refuses")
+    elif there.heard_ms is None:
+        found = f"{there.intake} has not said yet what may leave{f': {there.failure}' if there.failure else ''}"
+        todo = "doctor --send asks it, and so does a worker"
+        yield Finding("intake", "problem" if there.failure else "warning", found, todo, "intake-silent")
+    elif not there.export_mode:
+        found = f"what {there.intake} says of what may leave cannot be used here"
+        todo = "update this program, or tell whoever runs the centre"
+        yield Finding("intake", "problem", found, todo, "intake-unusable")
+    else:
+        age = span(site.now_ms - there.heard_ms)
+        said = f"export mode {there.export_mode}, {there.patterns} redaction pattern(s), as of {age} ago"
+        if there.failure:
+            todo = "see that it can be reached; a worker asks again by itself"
+            found = f"{there.intake} does not answer: {there.failure}; it said last: {said}"
+            yield Finding("intake", "warning", found, todo, "intake-away")
+        else:
+            yield Finding("intake", "ok", f"{there.intake} says: {said}")
+    if there.dead:
+        found = f"{there.dead} log(s) of this machine are dead at the centre"
+        yield Finding("intake", "warning", found, "whoever runs the centre tries them again", "dead-at-centre")
 
 
 def _configuration(site: Site) -> Iterator[Finding]:
@@ -198,6 +230,7 @@ def _logins(site: Site) -> Iterator[Finding]:
 
 CHECKS: tuple[Callable[[Site], Iterator[Finding]], ...] = (
     _key,
+    _intake,
     _configuration,
     _patterns,
     _place,

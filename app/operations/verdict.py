@@ -60,10 +60,11 @@ def verdict(status: Status, settings: Settings, ours: DestinationStatus) -> Verd
         chain(
             _here(settings, jobs),
             _at_helicone(status, settings, ours, jobs),
-            _waits(status, ours),
+            _waits(status, settings, ours),
             _left(status),
+            _at_centre(status, settings),
             _ignored(settings),
-            _well(status, ours),
+            _well(status, settings, ours),
         )
     )
 
@@ -82,7 +83,7 @@ def _ignored(settings: Settings) -> Iterator[Verdict]:
 
 def _at_helicone(status: Status, settings: Settings, ours: DestinationStatus, jobs: str) -> Iterator[Verdict]:
     if ours.pause_reason is not None and ours.health == "refused":
-        text = f"{_who(ours)} refuses what is sent: {ours.pause_reason}{key_of(settings, ours)}{jobs}"
+        text = f"{_who(settings, ours)} refuses what is sent: {ours.pause_reason}{key_of(settings, ours)}{jobs}"
         todo = settings.how_to_undo("api_key") if key_of(settings, ours) else ""
         yield _paused(status, ours, "problem", text, todo or "opencode-helicone doctor")
     yield from (Verdict("problem", alarm, "opencode-helicone doctor --send") for alarm in status.alarms)
@@ -97,7 +98,7 @@ def _at_helicone(status: Status, settings: Settings, ours: DestinationStatus, jo
         text = f"{folders} held back until now, whose files are right again: what waits is read by OpenCode or flush"
         yield Verdict("waiting", text, "opencode-helicone flush")
     if ours.pause_reason is not None:
-        text = f"{_who(ours)} cannot be reached: {ours.pause_reason}{jobs}"
+        text = f"{_who(settings, ours)} cannot be reached: {ours.pause_reason}{jobs}"
         yield _paused(status, ours, "waiting", text, deliver_it(ours))
 
 
@@ -106,8 +107,13 @@ def anew(reason: str) -> str:
     return " (as OpenCode read them when it started: start it anew)" if " from plugin options" in reason else ""
 
 
-def _waits(status: Status, ours: DestinationStatus) -> Iterator[Verdict]:
+def _waits(status: Status, settings: Settings, ours: DestinationStatus) -> Iterator[Verdict]:
+    there = status.centre
     for held in ours.held:
+        if there is not None and held.reason == settings.silence:
+            text = f"{_wait(held.jobs)}: {held.reason}{f' ({there.failure})' if there.failure else ''}"
+            is_awaited = there.heard_ms is None and not there.is_refused and _is_served(status, ours)
+            yield Verdict("waiting" if is_awaited else "problem", text, "opencode-helicone doctor")
         yield Verdict("problem", f"{_wait(held.jobs)}: {held.reason}", "opencode-helicone doctor")
     if ours.jobs.pending and not _is_served(status, ours):
         text = f"{_wait(ours.jobs.pending)}{f' for {ours.name}' if ours.name else ''}, and no worker runs"
@@ -126,15 +132,29 @@ def _left(status: Status) -> Iterator[Verdict]:
             yield Verdict("waiting", text, "opencode-helicone doctor")
 
 
-def _well(status: Status, ours: DestinationStatus) -> Iterator[Verdict]:
+def _at_centre(status: Status, settings: Settings) -> Iterator[Verdict]:
+    there = status.centre
+    if there is None or settings.heard is None:
+        return
+    if there.is_refused:
+        yield Verdict("problem", f"the intake refuses this machine: {there.failure}", "opencode-helicone doctor")
+    if there.dead:
+        text = f"{counted(there.dead, 'log')} of this machine {'is' if there.dead == 1 else 'are'} dead at the centre"
+        yield Verdict("problem", text, "opencode-helicone dead list")
+
+
+def _well(status: Status, settings: Settings, ours: DestinationStatus) -> Iterator[Verdict]:
     if ours.health == "quota":
         yield Verdict("waiting", "the quota is exceeded: Helicone keeps numbers without texts")
     if ours.jobs.pending:
-        yield Verdict("ok", f"{counted(ours.jobs.pending, 'job')} being delivered")
+        where = " to the centre" if settings.heard is not None else ""
+        yield Verdict("ok", f"{counted(ours.jobs.pending, 'job')} being delivered{where}")
     if status.last_delivery is None:
         where = f"; there is no queue in {status.spool} yet" if status.is_new else ""
         text = f"nothing was captured yet: start OpenCode and say something{where}"
         yield Verdict("ok", text, "opencode-helicone doctor")
+    if settings.heard is not None:
+        yield Verdict("ok", "the centre has all that was captured")
     yield Verdict("ok", "all that was captured is delivered")
 
 
@@ -147,7 +167,8 @@ def _paused(status: Status, one: DestinationStatus, level: Level, text: str, tod
 
 def key_of(settings: Settings, one: DestinationStatus) -> str:
     """Where the key comes from that Helicone refuses; '' where it refuses something else."""
-    is_of_key = one.kind == HELICONE and one.health == "refused" and (one.pause_reason or "").startswith(("401", "403"))
+    of_key = ("401", "403") if settings.heard is None else ("401",)  # an intake's 403 is about the export mode
+    is_of_key = one.kind == HELICONE and one.health == "refused" and (one.pause_reason or "").startswith(of_key)
     return f"; the key is from {settings.origin('api_key')}" if is_of_key else ""
 
 
@@ -165,8 +186,8 @@ def flush_it(one: DestinationStatus) -> str:
     return f"opencode-helicone flush{f' --destination {one.name}' if one.name else ''}"
 
 
-def _who(one: DestinationStatus) -> str:
-    return one.name or "Helicone"
+def _who(settings: Settings, one: DestinationStatus) -> str:
+    return one.name or ("Helicone" if settings.heard is None else "the intake")
 
 
 def elsewhere(status: Status, *, has_key: bool) -> Iterator[Elsewhere]:

@@ -71,6 +71,11 @@ def retold(now: Policy, made_under: str) -> Policy:
     return Policy(made.mode, patterns, made.redact_secrets, prefix)
 
 
+def mode_of(made_under: str) -> Mode:
+    """The export mode of a policy, as `Policy.facts` says it."""
+    return _withheld(made_under).mode
+
+
 def strictest(one: Mode, other: Mode) -> Mode:
     return max(one, other, key=get_args(Mode).index)
 

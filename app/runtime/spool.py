@@ -7,6 +7,7 @@
             hooks/*.lock         one for each live hook, held by it
             workers/*.lock       one for each live worker
             worker-<n>.lock      the automatic worker of destination n
+            intake-<hash>.json   what an intake has said to this machine, one for each address and token
             logs/                plugin.log, hook.log, worker.log
 
 Directories have mode 0700, files 0600.
@@ -42,6 +43,10 @@ class Spool:
     @property
     def worker_log(self) -> Path:
         return self.path / "logs" / "worker.log"
+
+    def intake(self, name: str) -> Path:
+        """What an intake has said; `name` tells it from others."""
+        return self.path / f"intake-{name}.json"
 
     def automatic_worker(self, destination_id: int) -> Path:
         """The lock that the one automatic worker of a destination holds."""

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from pydantic import ValidationError
 
@@ -26,6 +26,7 @@ from app.settings.model import (
     Complaint,
     DestinationSettings,
     Given,
+    Heard,
     Layer,
     Origin,
     Preset,
@@ -39,6 +40,8 @@ from app.settings.places import text_of
 from app.settings.strictest import strictest
 
 TABLE = "destinations"
+INTAKE: Literal["intake"] = "intake"
+"""Behind Helicone's key and address stands an intake."""
 _WITHHOLDING = {NAMES[name].option: name for name in ("export_mode", "redact_patterns")}
 _OWN = ("kind", "endpoint", "headers", "preset", "project")
 _NAME = r"[a-z][a-z0-9_-]{0,29}"
@@ -100,19 +103,29 @@ def _tell_equal(found: Mapping[str, DestinationSettings], reading: Reading) -> N
 def towards(settings: Settings, name: str) -> Settings:
     """The settings under which one destination gets what is captured. Raises SettingsError where there is none."""
     one = settings.destinations.get(name)
-    if one is None and name == HELICONE:
+    if one is None and name == HELICONE and settings.heard is None:
         return settings
+    if one is None and name == HELICONE:
+        one = DestinationSettings(HELICONE, HELICONE, "", settings.heard.origin)
     if one is None:
         there = ", ".join({HELICONE: None, **settings.destinations})
         raise SettingsError([f"--destination {name}: there is no such destination; there are {there}"])
     if one.unusable:
         raise SettingsError([one.unusable])
-    base = {field: Given(getattr(settings, field), settings.origins.get(field, DEFAULT)) for field in one.withheld}
-    joined = strictest([base, one.withheld])
+    heard: Heard | None = settings.heard if name == HELICONE else None
+    withheld = [one.withheld, *([heard.withheld] if heard is not None else [])]
+    fields = {field for layer in withheld for field in layer}
+    base = {field: Given(getattr(settings, field), settings.origins.get(field, DEFAULT)) for field in fields}
+    joined = strictest([base, *withheld])
     changes: dict[str, Any] = {field: given.value for field, given in joined.items()}
     origins = settings.origins | {field: given.origin for field, given in joined.items()}
+    if heard is not None:
+        # It reads back itself what it delivers, and shows nobody what others have sent.
+        changes |= {"preset": INTAKE, "confirm": "off"}
+        origins["confirm"] = heard.origin
     if one.kind != HELICONE:
         changes |= {
+            "heard": None,
             "destination": one.name,
             "kind": one.kind,
             "endpoint": one.endpoint,

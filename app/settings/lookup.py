@@ -9,7 +9,7 @@ from pathlib import Path
 from app.settings.destinations import towards
 from app.settings.layers import load
 from app.settings.model import HELICONE, Complaint, Settings, Source, standard_folder
-from app.settings.names import HELD, HELD_BY_FILES
+from app.settings.names import HELD, HELD_BY_FILES, TOKEN_BEGINS
 from app.settings.options import Options
 from app.settings.places import SYSTEM_FILE, config_folder, existing, unless_absent
 from app.sources.opencode import config
@@ -33,6 +33,8 @@ class Sources:
     """The administrator's file, for all users of this machine."""
     destination: str = HELICONE
     """Towards which destination settings are loaded."""
+    intake: Path | None = None
+    """The file of what an intake says, where a change of it is looked for; see `watching`."""
 
     def load(
         self,
@@ -65,7 +67,15 @@ class Sources:
             config_file=existing(self.own / "config.toml"),
             system_file=unless_absent(self.system),
         )
-        return towards(loaded, self.destination)
+        return towards(_with_heard(loaded), self.destination)
+
+    def watching(self, settings: Settings) -> Sources:
+        """The same, whose `basis` is another one when the intake of these settings says something else."""
+        if not _may_be_intake(settings):
+            return self
+        from app.settings.heard import place  # noqa: PLC0415 - hardly anybody has an intake
+
+        return replace(self, intake=place(settings))
 
     def everywhere(self) -> Sources:
         """What every process of this user finds, whatever its environment and whoever typed it."""
@@ -83,7 +93,11 @@ class Sources:
         """What all files hold that `load` reads for the directory: equal for as long as nothing in them changes."""
         files = [*self._dotenv(), self._folder_dotenv(), existing(self.own / "config.toml"), self.system]
         texts = tuple((path, _text(path)) for path in files if path is not None)
-        return texts, config.read(self.environ, directory).basis
+        if self.intake is None:
+            return texts, config.read(self.environ, directory).basis
+        from app.settings.heard import basis  # noqa: PLC0415 - the same
+
+        return texts, config.read(self.environ, directory).basis, basis(self.intake)
 
     def documents(self, directory: str | None) -> tuple[Document, ...]:
         """The configurations of OpenCode that are in force in a directory; without one, those that count everywhere."""
@@ -117,6 +131,18 @@ class Sources:
 
     def _dotenv(self) -> tuple[Path, ...]:
         return tuple(path for path in (self.env_file, existing(self.own / ".env")) if path is not None)
+
+
+def _may_be_intake(settings: Settings) -> bool:
+    return settings.api_key is not None and settings.api_key.get_secret_value().startswith(TOKEN_BEGINS)
+
+
+def _with_heard(settings: Settings) -> Settings:
+    if not _may_be_intake(settings):
+        return settings
+    from app.settings.heard import heard  # noqa: PLC0415 - the same
+
+    return heard(settings)
 
 
 def _of_entry(entry: Entry, everywhere: Container[str]) -> Options:

@@ -47,12 +47,13 @@ Source: TypeAlias = Literal[
     "recorded",
     "config file",
     "system file",
+    "intake",
     "default",
 ]
 """`folder .env`: of the folder where a command was typed; `.env`: of the user's configuration folder. `project`: files
 of the project, or what OpenCode handed to the plugin there; `named`: OpenCode's files that its environment names;
 `user`: those that it finds by itself everywhere; `recorded`: by a hook; `system file`: the administrator's, for all
-users."""
+users; `intake`: said by the company's intake that the key leads to."""
 SEEN_LATER: tuple[Source, ...] = ("default", "system file", "config file", ".env", "user")
 """Sources that a later process finds by itself, whatever its environment and its directory are."""
 
@@ -92,6 +93,17 @@ HELICONE: Literal["helicone"] = "helicone"
 """The destination that needs no table, and its kind."""
 Preset: TypeAlias = Literal["phoenix", "mlflow", "none"]
 """Which receiver takes OTLP traces: what it can be asked, and what it does with what it has already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What an intake has said to this machine."""
+
+    origin: Origin
+    silence: str
+    """Why nothing may be delivered to it: it has said nothing yet, or what cannot be used; '' where something may."""
+    withheld: Layer = field(default_factory=dict, repr=False)
+    """What it does not take, beside what none gets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +256,10 @@ class Settings(BaseSettings):
     """Towards which destination these settings are; see `destinations.towards`."""
     kind: str = HELICONE
     headers: dict[str, str] = Field(default_factory=dict, repr=False)
-    preset: Preset = "none"
+    preset: Preset | Literal["intake"] = "none"
     project: str = ""
+    heard: Any = Field(default=None, repr=False)
+    """As `Heard`, where Helicone's key leads to an intake; None elsewhere."""
     common: Any = Field(default=None, repr=False)
     """The settings without what this destination alone does not get; None where that is nothing."""
     destinations: dict[str, Any] = Field(default_factory=dict, repr=False)
@@ -272,6 +286,11 @@ class Settings(BaseSettings):
             return self.api_key.get_secret_value() if self.api_key else ""
         headers = sorted((name.lower(), text) for name, text in self.headers.items())
         return json.dumps([self.kind, self.project, headers])
+
+    @property
+    def silence(self) -> str:
+        """Why nothing may be delivered yet, though it is captured; '' where something may."""
+        return self.heard.silence if self.heard is not None else ""
 
     @property
     def held(self) -> tuple[str, ...]:

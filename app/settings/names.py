@@ -81,6 +81,8 @@ NAMES = {
 }
 VARIABLES = [(name.variable, field_name, name.read) for field_name, name in NAMES.items()]
 VARIABLES.append(("OPENCODE_HELICONE_REDACT_REGEX", "redact_patterns", _read_alias))
+TOKEN_BEGINS = "sk-helicone-fleet"  # noqa: S105 - no whole one
+"""What a token for an intake begins with, so that whoever has none need not load what one looks like."""
 OURS = "OPENCODE_HELICONE_"
 """What the name of every variable begins with that is ours alone. (Others read `HELICONE_*`, too.)"""
 FOR_TESTS = ("OPENCODE_HELICONE_CRASH_AT", "OPENCODE_HELICONE_TEST_BINARY", "OPENCODE_HELICONE_TEST_CACHE")

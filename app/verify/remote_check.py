@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from app.exporters.client import OverlongError
@@ -21,8 +21,19 @@ from app.verify.turn_status import by_turn, current, state_in_ledger
 IDS_MAX = 16
 """In one query: records of common sizes make a few MB."""
 
-Reader: TypeAlias = Callable[[int, Sequence[uuid.UUID]], Mapping[uuid.UUID, bool]]
-"""(earliest start in ms, request ids) -> those that are stored, and whether with their bodies. Raises ReadBackError."""
+
+@dataclass(frozen=True, slots=True)
+class AtCentre:
+    """A record that the centre has and did not deliver, or not yet."""
+
+    is_given_up: bool
+    reason: str
+    """Why; '' where it is about to be delivered."""
+
+
+Reader: TypeAlias = Callable[[int, Sequence[uuid.UUID]], Mapping[uuid.UUID, bool | AtCentre]]
+"""(earliest start in ms, request ids) -> those that are stored, and whether with their bodies; through an intake, also
+those that are at the centre still. Raises ReadBackError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +49,14 @@ class RemoteCheck:
     missing_turns: tuple[str, ...]
     unnamed_turns: int
     """Delivered turns of which the ledger keeps no request ids, as they are from before it did."""
+    at_centre: int = 0
+    """The centre has them, and is about to deliver them."""
+    dead_at_centre: Mapping[str, int] = field(default_factory=dict)
+    """Those that the centre gave up, by reason."""
 
     @property
     def is_fine(self) -> bool:
-        return not self.missing
+        return not (self.missing or self.dead_at_centre)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +75,21 @@ def check(known: Sequence[Exported], read: Reader, *, now_ms: int, delay_ms: int
     """
     wanted, unnamed = _wanted(known)
     ids = sorted(wanted, key=lambda one: (wanted[one].start_ms, one))
-    found: dict[uuid.UUID, bool] = {}
+    found: dict[uuid.UUID, bool | AtCentre] = {}
     for start in range(0, len(ids), IDS_MAX):
         found |= _read(ids[start : start + IDS_MAX], wanted, read)
+    at_centre = [one for one in found.values() if isinstance(one, AtCentre)]
     absent = [one for request_id, one in wanted.items() if one.is_due and request_id not in found]
     missing = [one for one in absent if one.delivered_ms + delay_ms <= now_ms]
     return RemoteCheck(
-        found=len(found),
-        without_bodies=Counter(found.values())[False],
+        found=len(found) - len(at_centre),
+        without_bodies=sum(one is False for one in found.values()),
         missing=len(missing),
         not_yet=len(absent) - len(missing),
         missing_turns=tuple(dict.fromkeys(one.turn for one in missing)),
         unnamed_turns=unnamed,
+        at_centre=sum(not one.is_given_up for one in at_centre),
+        dead_at_centre=dict(Counter(one.reason for one in at_centre if one.is_given_up)),
     )
 
 
@@ -94,7 +112,9 @@ def _wanted(known: Sequence[Exported]) -> tuple[dict[uuid.UUID, _Wanted], int]:
     return wanted, unnamed
 
 
-def _read(ids: Sequence[uuid.UUID], wanted: Mapping[uuid.UUID, _Wanted], read: Reader) -> dict[uuid.UUID, bool]:
+def _read(
+    ids: Sequence[uuid.UUID], wanted: Mapping[uuid.UUID, _Wanted], read: Reader
+) -> dict[uuid.UUID, bool | AtCentre]:
     try:
         return dict(read(min(wanted[one].start_ms for one in ids), ids))
     except OverlongError:

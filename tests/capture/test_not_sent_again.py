@@ -37,7 +37,7 @@ def sent(bench: LedgerBench, snapshot: Snapshot) -> list[str]:
     enqueue(bench.db, parse(snapshot), CAPTURE, Place(bench.destination, ""), now_ms=bench.now_ms, wake=lambda _: None)
     posted: list[str] = []
 
-    def post(body: Body) -> Outcome:
+    def post(_: object, body: Body) -> Outcome:
         record = json.loads(body.body)
         posted.append(
             record["providerRequest"]["json"].get("model", "tool")

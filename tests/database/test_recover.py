@@ -423,7 +423,7 @@ def context(bench: LedgerBench) -> DeliveryContext:
         worker="w",
         policy=RetryPolicy(max_retries=5, base_ms=1, cap_ms=1),
         permit=lambda _: Post(),
-        post=lambda _body: Outcome("accepted", "200", 200),
+        post=lambda _claim, _body: Outcome("accepted", "200", 200),
         clock=lambda: 2_000,
         dice=lambda: 0.5,
         stopping=lambda: False,

@@ -113,7 +113,7 @@ class Person:
             ),
         )
 
-    def post(self, body: Body) -> Outcome:
+    def post(self, _: object, body: Body) -> Outcome:
         url = f"{self.receiver.url}/v1/trace/custom/log"
         destinations.remember_route(self.db, self.destination, url)
         return self.client.post(url, body.body, str(body.request_id), self.now_ms)

@@ -20,7 +20,7 @@ from app.exporters.kinds import traits_of
 from app.exporters.outcome import Outcome
 from app.ledger import claims, confirmations, flow, job, maintenance, policy_enforcement, readback
 from app.ledger.incidents import SLEEP_MS
-from app.ledger.job import Body, FailedAttempt
+from app.ledger.job import Body, Claim, FailedAttempt
 from app.ledger.maintenance import KILLS_MAX, UNSEEN_MS
 from app.operations.doctor import examine
 from app.operations.status import Status, read_status
@@ -74,11 +74,11 @@ class ConfirmingMachine(Machine):
         when_to_confirm = lambda: self.world.now_ms + MINUTE_MS  # noqa: E731 - as the context has them
         return replace(super().context(db), post=self.post, when_to_confirm=when_to_confirm)
 
-    def post(self, body: Body) -> Outcome:
+    def post(self, claim: Claim, body: Body) -> Outcome:
         session, turn = body.body.decode().split()
         self.sent.append(session)
         self.world.post_ms = HOUR_MS if session == self.hanging else POST_MS
-        outcome = self.world.post(body)
+        outcome = self.world.post(claim, body)
         if outcome.kind == "accepted" and turn not in self.arrived[session]:
             self.arrived[session].append(turn)
         return outcome

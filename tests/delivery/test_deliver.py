@@ -48,7 +48,7 @@ class FakeDestination:
     beside: int = 0
     """Records that were posted in another thread."""
 
-    def post(self, body: Body) -> Outcome:
+    def post(self, _: object, body: Body) -> Outcome:
         self.posted.append(body)
         is_next = self.refused is None or int(body.body.split()[2]) in self.refused
         answer = self.answers.pop(0) if self.answers and is_next else outcome("accepted")
@@ -313,7 +313,7 @@ def test_one_bad_record_at_the_head_of_the_only_session_does_not_stop_the_others
         fake.bench.put(version(f"t{turn}"))
     fake.bench.pause(probe_ms=fake.bench.now_ms)  # it met an outage, too
 
-    def post(body: Body) -> Outcome:
+    def post(_: object, body: Body) -> Outcome:
         return outcome(kind if b" t0 " in body.body else "accepted")
 
     context = replace(fake.context, post=post)
@@ -359,7 +359,7 @@ def test_poison_dies_while_its_neighbours_flow_also_after_an_outage(fake: FakeDe
     for session in ("ses_poison", *sessions):
         fake.bench.put(version(session=session))
 
-    def post(body: Body) -> Outcome:
+    def post(_: object, body: Body) -> Outcome:
         return outcome("retry" if body.body.startswith(b"ses_poison") else "accepted")
 
     context = replace(fake.context, post=post)

@@ -60,7 +60,7 @@ class Posts:
 @pytest.fixture
 def posts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Posts]:
     made = Posts()
-    monkeypatch.setattr(Sender, "post", lambda _, body: made.post(body))
+    monkeypatch.setattr(Sender, "post", lambda _, _claim, body: made.post(body))
     yield made
     made.may_end.set()
 

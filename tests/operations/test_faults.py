@@ -19,6 +19,9 @@ from app.operations.mend import _MENDING
 from app.operations.send_test import _clocks
 from app.runtime import clock
 from app.runtime.url import normalise
+from app.settings import heard
+from app.settings.heard import Kept
+from app.settings.lookup import typed as typed_settings
 from app.sources.opencode import install
 from app.sources.opencode.store import store_file
 from tests.operations import test_doctor as planted
@@ -28,6 +31,8 @@ from tests.support.checkout import ROOT
 from tests.support.ledger_bench import LedgerBench, version
 from tests.support.processes import Station, hook
 from tests.support.recorded import export
+from tests.support.said import answer as intakes
+from tests.support.said import token
 from tests.support.servers import answer, scripted
 from tests.support.typed_commands import typed
 from tests.system.test_cli import said
@@ -125,6 +130,17 @@ def by_project_without_a_path(station: Station) -> Station:
     planted.unplug(station)
     install.install(install.Project(station.home), python="")
     return replace(station, variables={**station.variables, "PATH": f"{station.home}/bin:/usr/bin:/bin"})
+
+
+def behind_an_intake(known: Kept = heard.NOTHING) -> Plant:
+    """A token for a key, and what the intake has said."""
+
+    def plant(station: Station) -> Station:
+        made = replace(station, key=token())
+        heard.keep(heard.place(typed_settings(made.environ, made.home).load()), known)
+        return made
+
+    return plant
 
 
 def wait(bench: LedgerBench) -> None:
@@ -247,6 +263,12 @@ FAULTY: dict[str, tuple[Plant, list[str]]] = {
         ["read-back-blind"],
     ),
     "nothing was ever stored": (in_ledger(never_find), ["never-stored"]),
+    "the intake has said nothing": (behind_an_intake(), ["intake-silent"]),
+    "what it says cannot be used": (behind_an_intake(Kept(1, "", 1, intakes("full", "("))), ["intake-unusable"]),
+    "what it says is not understood": (behind_an_intake(Kept(1, "", 1, None)), ["intake-unusable"]),
+    "it is away": (behind_an_intake(Kept(1, "503", 1, intakes())), ["intake-away"]),
+    "the token is revoked": (behind_an_intake(Kept(1, "401: revoked", 1, intakes())), ["intake-refuses"]),
+    "logs are dead at the centre": (behind_an_intake(Kept(1, "", 1, intakes(dead=1))), ["dead-at-centre"]),
 }
 
 

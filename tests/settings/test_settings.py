@@ -761,7 +761,7 @@ def test_every_setting_is_shown_with_unit_and_origin() -> None:
 
 
 def test_every_field_has_its_names() -> None:
-    of_one_destination = {"destination", "kind", "headers", "preset", "project", "common"}
+    of_one_destination = {"destination", "kind", "headers", "preset", "project", "heard", "common"}
     beside = {"origins", "folder_limits", "unseen", "complaints", "destinations"}
     assert set(Settings.model_fields) - set(names.NAMES) == beside | of_one_destination
     assert {row.field for row in ROWS} | {"api_key", "api_key_file"} == set(names.NAMES)

@@ -108,7 +108,7 @@ def _courier(destination_id: int, clock: Callable[[], int]) -> DeliveryContext:
         worker="flips",
         policy=RetryPolicy(max_retries=5, base_ms=1_000, cap_ms=60_000),
         permit=lambda _: Post(),
-        post=lambda _body: Outcome("accepted", "200", 200),
+        post=lambda _claim, _body: Outcome("accepted", "200", 200),
         clock=clock,
         dice=lambda: 0.5,
         stopping=lambda: False,

@@ -126,7 +126,7 @@ class World:
         self._running = 0
         self._waiting: list[_Waiting] = []
 
-    def post(self, body: Body, receiver: Receiver | None = None) -> Outcome:
+    def post(self, _: object, body: Body, receiver: Receiver | None = None) -> Outcome:
         """In a delivery's thread."""
         receiver = receiver or self.receiver
         with self._lock:

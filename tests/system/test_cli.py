@@ -247,7 +247,7 @@ def example(command: str) -> Any:
     return json.loads(found)
 
 
-OPEN = {"body", "dropped_by_reason", "folder_limits", "hits", "identity_hits"}
+OPEN = {"body", "dead_at_centre", "dropped_by_reason", "folder_limits", "hits", "identity_hits"}
 """Objects whose keys are not fixed."""
 
 

@@ -194,7 +194,7 @@ def test_the_folder_of_a_job_decides_how_often_it_is_charged(bench: LedgerBench,
     bench.put(replace(version(), folder="f"))
     posted = []
 
-    def post(_: object) -> Outcome:
+    def post(_: object, _body: object) -> Outcome:
         posted.append(bench.now_ms)
         return Outcome("retry", "500", 500)
 

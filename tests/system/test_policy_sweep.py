@@ -203,7 +203,7 @@ class Bench:
         while self.policy_sweep.look(self.db, 2_000, lambda _: None):
             pass
 
-    def post(self, body: Body) -> Outcome:
+    def post(self, _: Claim, body: Body) -> Outcome:
         self.posted.append(body.body)
         return Outcome(self.verdict, "as written", 200)
 

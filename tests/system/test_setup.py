@@ -19,6 +19,7 @@ from dotenv import dotenv_values
 
 from app.receiver import background
 from tests.support.processes import Station
+from tests.support.said import AllDelivered, answer, stand_in, token
 from tests.support.servers import Receiver, api_key, forwarded, nobody, receiving, scripted, self_signed
 from tests.support.typed_commands import typed
 from tests.system.test_cli import complaint, files
@@ -60,6 +61,26 @@ def key_file(station: Station, key: str = KEY) -> str:
     path = station.home / "key"
     path.write_text(f"{key}\n")
     return str(path)
+
+
+def test_a_token_is_set_up_as_a_key_is_and_the_intake_is_asked(station: Station) -> None:
+    with stand_in(answer("metadata_only", "a-pattern"), "metadata_only") as intake:
+        intake.states = AllDelivered()
+        arguments = ("setup", "--endpoint", f"{intake.url}/custom/v1/log", "--key-file", key_file(station, token()))
+        for _ in range(3):  # from the second one on what the intake says is kept
+            done = station.run(*arguments)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert "the intake says: export mode metadata_only, 1 redaction pattern(s)" in done.stdout
+            assert "the centre has delivered it to Helicone" in done.stdout
+            assert token() not in done.stdout
+            assert written(station) == {
+                "HELICONE_ENDPOINT": f"{intake.url}/custom/v1/log",
+                "HELICONE_API_KEY_FILE": str(station.home / "key"),
+                "OPENCODE_HELICONE_EXPORT_MODE": "full",
+            }
+            assert station.run("migrate").returncode == 0
+        assert station.run("doctor", "--send").returncode == 0
+        assert "exportMode=metadata_only" in station.run("config", "show").stdout.replace(" ", "").replace('"', "")
 
 
 def test_with_options_it_asks_nothing_and_works_at_once(station: Station, receiver: Receiver) -> None:

@@ -597,6 +597,7 @@ def test_a_row_that_helicone_lost_is_missing(sent: tuple[Machine, Path]) -> None
     assert code == 0
     assert one["remote"] == {
         "found": 5, "without_bodies": 0, "missing": 0, "not_yet": 0, "missing_turns": [], "unnamed_turns": 0,
+        "at_centre": 0, "dead_at_centre": {},
     }  # fmt: skip
     assert "records at Helicone: 5 found" in typed(machine.station, "verify", "--remote").stdout
     with machine.station.ledger() as db:

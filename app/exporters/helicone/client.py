@@ -21,7 +21,7 @@ from typing import Any, Self, TypeAlias
 import httpx
 
 from app.exporters.answer import AnswerError, TooManyValuesError, parsed
-from app.exporters.client import ClientError, OverlongError, ReadBackError
+from app.exporters.client import NO_HEADERS, ClientError, OverlongError, ReadBackError
 from app.exporters.encoder import Shown
 from app.exporters.helicone.routes import kind_of
 from app.exporters.outcome import REASON_CHARS_MAX, Kind, Outcome, date_ms, retry_after_ms
@@ -95,11 +95,19 @@ class Client:
     def close(self) -> None:
         self._transport.close()
 
-    def post(self, url: str, body: bytes, request_id: str, now_ms: int, deadline_s: float | None = None) -> Outcome:
+    def post(
+        self,
+        url: str,
+        body: bytes,
+        request_id: str,
+        now_ms: int,
+        deadline_s: float | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Outcome:
         """Send one record's bytes to a log URL, within the deadline. A Retry-After date counts from `now_ms`."""
         allowed_s = self._deadline_s if deadline_s is None else min(deadline_s, self._deadline_s)
         try:
-            answer = self._transport.post(url, body, ANSWER_BYTES_MAX, allowed_s)
+            answer = self._transport.send("POST", url, headers, body, ANSWER_BYTES_MAX, allowed_s)
         except httpx.TransportError as error:
             return unreached(error, allowed_s)
         redact = self._redacted

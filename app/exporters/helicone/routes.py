@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from app.runtime.url import RouteKind, normalise
 
-_WORKER_PATH = "/custom/v1/log"
+WORKER_PATH = "/custom/v1/log"
 _JAWN_PATH = "/v1/trace/custom/log"
 _READ_BACK_PATH = "/v1/request/query-clickhouse"
 _JAWN_LOG = re.compile(r"/v1/trace/custom(/v1)?/log$")
@@ -37,9 +37,9 @@ def routes(endpoint: str) -> tuple[str, ...]:
     elif host in _CLOUD_JAWN_HOSTS:
         urls = [base + _JAWN_PATH]
     elif _is_cloud(host):
-        urls = [base + _WORKER_PATH]
+        urls = [base + WORKER_PATH]
     else:
-        urls = [base + _JAWN_PATH, base + _WORKER_PATH]
+        urls = [base + _JAWN_PATH, base + WORKER_PATH]
     return tuple(urls)
 
 

@@ -22,7 +22,7 @@ from urllib.parse import urlencode
 import httpx
 
 from app.exporters.answer import AnswerError, TooManyValuesError, parsed
-from app.exporters.client import ClientError, OverlongError, ReadBackError
+from app.exporters.client import NO_HEADERS, ClientError, OverlongError, ReadBackError
 from app.exporters.otlp.answers import classify, described
 from app.exporters.otlp.spans import SPAN_COUNT
 from app.exporters.otlp.traits import Preset
@@ -85,13 +85,23 @@ class Client:
     def close(self) -> None:
         self._transport.close()
 
-    def post(self, url: str, body: bytes, request_id: str, now_ms: int, deadline_s: float | None = None) -> Outcome:
+    def post(
+        self,
+        url: str,
+        body: bytes,
+        request_id: str,
+        now_ms: int,
+        deadline_s: float | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Outcome:
         """Send one record's bytes, compressed, within the deadline. A Retry-After date counts from `now_ms`."""
         del request_id
         allowed_s = self._deadline_s if deadline_s is None else min(deadline_s, self._deadline_s)
         packed = gzip.compress(body, compresslevel=6, mtime=0)
         try:
-            answer = self._transport.send("POST", url, _BODY_HEADERS, packed, ANSWER_BYTES_MAX, allowed_s)
+            answer = self._transport.send(
+                "POST", url, {**_BODY_HEADERS, **headers}, packed, ANSWER_BYTES_MAX, allowed_s
+            )
         except httpx.TransportError as error:
             return unreached(error, allowed_s)
         return self._classified(answer, body, now_ms)
