@@ -73,8 +73,8 @@ def page(found: Mapping[str, Sequence[Row]], where: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-_HOW = """A figure without a unit is a ratio: our value divided by that of the comparison beside it, measured in turn with it
-in one run. Shown are the median, and the tenth to the ninetieth percentile. What was tried for speed, and what did not
+_HOW = """A figure without a unit is a ratio: our value divided by that of the comparison beside it, measured in turn
+with it in one run. Shown are the median, and the tenth to the ninetieth percentile. What was tried for speed, and what did not
 pay, is in [decisions/performance.md](decisions/performance.md)."""
 
 
