@@ -20,7 +20,7 @@ import psycopg
 from huey import PostgresHuey, storage
 from huey.storage import PostgresStorage
 
-from app.database.postgres import CONNECT_S_MAX, KEEPALIVE, PostgresLedger, application_name
+from app.database.postgres import PostgresLedger, connect
 from app.queue import HISTORY, LIVE, WAKE_AGAIN_S, WAKES_MAX, JsonSerializer
 
 # `app.queue` keeps Huey from loading it.
@@ -90,17 +90,6 @@ class _Huey(PostgresHuey):  # type: ignore[misc]  # huey ships no types
     def create_consumer(self, **options: Any) -> Any:
         self.consumer = super().create_consumer(**options)
         return self.consumer
-
-
-def connect(url: str) -> psycopg.Connection[Any]:
-    """For Huey. Statements are not prepared, which a pooler would mix up."""
-    return psycopg.connect(
-        url,
-        prepare_threshold=None,
-        connect_timeout=CONNECT_S_MAX,
-        application_name=application_name(),
-        **KEEPALIVE,
-    )
 
 
 class CentralQueue:
