@@ -17,7 +17,9 @@ import random
 import socket
 import sqlite3
 import threading
+import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -40,13 +42,14 @@ from app.exporters.access import Access
 from app.exporters.client import Client, ClientError, ReadBackError
 from app.exporters.connect import connect
 from app.exporters.kinds import traits_of
+from app.exporters.outcome import Outcome
 from app.exporters.traits import Plan, Traits
 from app.fleet import presence
 from app.fleet.queue import CentralQueue
 from app.fleet.tenants import Tenant, take_turn, tenants
 from app.ledger import claims, confirmations, counts, destinations, flow, maintenance, pruning, readback
 from app.ledger.destinations import Destination
-from app.ledger.job import Claim
+from app.ledger.job import Body, Claim
 from app.privacy.policy import Post
 from app.runtime import log as runtime_log
 from app.runtime.url import EndpointError
@@ -75,6 +78,11 @@ class Outlet:
     traits: Traits
     plan: Plan
 
+    @property
+    def rate_per_minute(self) -> int | None:
+        """Of records that may be sent there, by all workers together; None: as many as there are."""
+        return None if self.tenant is None else self.tenant.rate_per_minute
+
 
 class CentralWorker:
     """One process. `huey` is what `huey_consumer` is given."""
@@ -95,6 +103,10 @@ class CentralWorker:
         self._has_begun = False
         self._threads = 0
         """Of Huey's, those that may deliver."""
+        self._at_work: Counter[int] = Counter()
+        """By destination, those of them that deliver there."""
+        self._passed_over: Counter[int] = Counter()
+        """By destination, wakes that found too many of them at work there."""
         self._counting = threading.Lock()
         self._over = threading.Event()
         """The last of them has ended."""
@@ -173,34 +185,71 @@ class CentralWorker:
             if destination_id not in self._outlets:
                 self._refresh()
             outlet = self._outlets.get(destination_id)
-            rate_per_minute = None if outlet is None or outlet.tenant is None else outlet.tenant.rate_per_minute
-            if outlet is None or not self._is_turn(destination_id, rate_per_minute):
+            if outlet is None or not self._take_thread(destination_id):
                 return
-            following = deliver(self.db, key, self._context(outlet))
-            for _ in range(1, IN_TURN_MAX if rate_per_minute is None else 1):
-                if following is None or self._stopping():
-                    break
-                following = deliver(self.db, following, self._context(outlet))
-            if following is not None and not self._stopping():
-                self._wake([(destination_id, following)])
-            elif rate_per_minute is not None:
-                self._wake_due(outlet, 1)  # nobody waits long for a turn: who had one calls the next
-            elif destinations.by_id(self.db, destination_id).concurrency is not None:
-                # Few are under way after a pause: who is done wakes the next, and one more when there is room.
-                self._wake_due(outlet, 2)
+            try:
+                self._deliver(outlet, key)
+            finally:
+                is_waited_for = self._give_thread(destination_id)
+            if is_waited_for and not self._stopping():
+                self._wake_due(outlet, 1)
         except sqlite3.Error as error:
             self._failed("ledger", error)
 
-    def _is_turn(self, destination_id: int, rate_per_minute: int | None) -> bool:
-        """Wait until one more record may be sent there; False where that is too long, or the process stops."""
-        if rate_per_minute is None:
-            return True
-        at_ms = take_turn(self.db, destination_id, rate_per_minute)
-        if at_ms is None:
-            return False  # the leader wakes for it again
-        return not self.huey.consumer.stop_flag.wait(max(0, at_ms - self._clock.now_ms()) / 1000)
+    def _take_thread(self, destination_id: int) -> bool:
+        """Whether one more thread may deliver there: no destination has more of them than are free.
 
-    def _context(self, outlet: Outlet) -> DeliveryContext:
+        So one that is slow has half of them, two have a third each, and what others have to say finds the rest.
+        """
+        with self._counting:
+            is_crowded = self._at_work[destination_id] >= self._threads - self._at_work.total()
+            if is_crowded and len(self._outlets) > 1:
+                self._passed_over[destination_id] += 1
+                return False
+            self._at_work[destination_id] += 1
+            return True
+
+    def _give_thread(self, destination_id: int) -> bool:
+        """Whether somebody was passed over meanwhile, who can be woken again now."""
+        with self._counting:
+            self._at_work[destination_id] -= 1
+            if not self._at_work[destination_id]:
+                return self._passed_over.pop(destination_id, 0) > 0
+            is_waited_for = self._passed_over[destination_id] > 0
+            self._passed_over[destination_id] -= is_waited_for
+            return is_waited_for
+
+    def _deliver(self, outlet: Outlet, key: str) -> None:
+        """Raises sqlite3.Error."""
+        destination_id, rate_per_minute = outlet.destination.id, outlet.rate_per_minute
+        turn_ms = None
+        if rate_per_minute is not None:
+            turn_ms = take_turn(self.db, destination_id, rate_per_minute)
+            if turn_ms is None:
+                return  # the leader wakes for it again
+        following = deliver(self.db, key, self._context(outlet, turn_ms))
+        for _ in range(1, IN_TURN_MAX if rate_per_minute is None else 1):
+            if following is None or self._stopping():
+                break
+            following = deliver(self.db, following, self._context(outlet))
+        if following is not None and not self._stopping():
+            self._wake([(destination_id, following)])
+        elif rate_per_minute is not None:
+            self._wake_due(outlet, 1)  # nobody waits long for a turn: who had one calls the next
+        elif destinations.by_id(self.db, destination_id).concurrency is not None:
+            # Few are under way after a pause: who is done wakes the next, and one more when there is room.
+            self._wake_due(outlet, 2)
+
+    def _post_in_turn(self, outlet: Outlet, turn_ms: int | None, body: Body) -> Outcome:
+        """Post at the turn that was taken for it.
+
+        It is waited for with the job claimed: else others would be woken for it, and take turns for nothing.
+        """
+        if turn_ms is not None:
+            time.sleep(max(0, turn_ms - self._clock.now_ms()) / 1000)
+        return outlet.sender.post(body)
+
+    def _context(self, outlet: Outlet, turn_ms: int | None = None) -> DeliveryContext:
         settings, sender = self._settings, outlet.sender
         return DeliveryContext(
             destination_id=outlet.destination.id,
@@ -208,7 +257,7 @@ class CentralWorker:
             policy=backoff.RetryPolicy.of(settings.max_retries, settings.retry_base_delay_ms),
             # What may leave was decided where it was captured.
             permit=lambda _: Post(),
-            post=sender.post,
+            post=partial(self._post_in_turn, outlet, turn_ms),
             clock=self._clock.now_ms,
             dice=random.random,
             stopping=self._stopping,
@@ -313,7 +362,8 @@ class CentralWorker:
         self._take_back(now_ms)
         next_ms = now_ms + presence.BEAT_MS
         for outlet in self._outlets.values():
-            self._wake_due(outlet, WAKES_MAX)
+            if not self._passed_over[outlet.destination.id]:  # else whoever is done there wakes the next
+                self._wake_due(outlet, WAKES_MAX)
             due_ms = maintenance.next_due_ms(self.db, outlet.destination.id, now_ms)
             next_ms = next_ms if due_ms is None else min(next_ms, due_ms)
         if now_ms - self._looked_after_ms >= UPKEEP_MS:

@@ -18,8 +18,8 @@ from tests.support.postgres import Server
 pytestmark = pytest.mark.postgres
 
 RATE_PER_MINUTE = 1_700
-EVERY_MS = 36
-"""A minute, of so many; rounded up."""
+EVERY_MS = 38
+"""A minute and a twentieth of one, of so many; rounded up."""
 
 
 @pytest.fixture
