@@ -86,10 +86,16 @@ class _Huey(PostgresHuey):  # type: ignore[misc]  # huey ships no types
 
     storage_class = _Storage
     consumer: Any = None
+    ended: Callable[[], None]
 
     def create_consumer(self, **options: Any) -> Any:
         self.consumer = super().create_consumer(**options)
         return self.consumer
+
+    def notify_interrupted_tasks(self) -> None:
+        """The last thing that a consumer does, whichever signal it was that ended it."""
+        super().notify_interrupted_tasks()
+        self.ended()
 
 
 class CentralQueue:

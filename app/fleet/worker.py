@@ -63,6 +63,8 @@ CONFIRM_MS = 5_000
 UPKEEP_MS = 60_000
 WAKES_MAX = 100
 """Of one destination, at one look."""
+SOON_MS = 500
+"""Until the next look, where more is due than was woken for, or only one job at a time may be under way."""
 IN_TURN_MAX = 16
 """Jobs of one session that a thread delivers one after another before it looks who else waits."""
 
@@ -122,6 +124,7 @@ class CentralWorker:
         finally:
             self.leave()
         self.huey = self.queue.huey
+        self.huey.ended = self._ended
         self.huey.on_startup(name="loops")(self._begin)
         self.huey.on_shutdown(name="leave")(self._end)
         self.huey.signal(SIGNAL_INTERRUPTED)(self._interrupted)
@@ -276,11 +279,13 @@ class CentralWorker:
             [(destination_id, key, counts.is_history(self.db, destination_id, key)) for destination_id, key in jobs]
         )
 
-    def _wake_due(self, outlet: Outlet, wakes_max: int) -> None:
+    def _wake_due(self, outlet: Outlet, wakes_max: int) -> int:
+        """The number of jobs that somebody was woken for."""
         destination_id = outlet.destination.id
         woken = self.queue.woken(destination_id)
         keys = maintenance.to_wake(self.db, destination_id, self._clock.now_ms(), wakes_max, woken)
         self._wake([(destination_id, key) for key in keys])
+        return len(keys)
 
     def _stopping(self) -> bool:
         return bool(self.huey.consumer.stop_flag.is_set())
@@ -290,6 +295,18 @@ class CentralWorker:
         for destination_id in sorted(set(claims.release_all(self.db, self._name))):
             # The probe of a pause may have been among them.
             flow.probe_now(self.db, destination_id, self._clock.now_ms())
+
+    def _ended(self) -> None:
+        """The process ends, and where its threads were not waited for (SIGINT), none of them has said so."""
+        if self._over.is_set():
+            return
+        self._over.set()
+        try:
+            presence.withdraw(self.db, self._name)
+        except sqlite3.Error as error:
+            self._failed("ledger", error)
+        finally:
+            self.leave()
 
     # --- beside Huey's threads
 
@@ -360,16 +377,29 @@ class CentralWorker:
         if not self._is_leading:
             return presence.BEAT_MS
         self._take_back(now_ms)
-        next_ms = now_ms + presence.BEAT_MS
-        for outlet in self._outlets.values():
-            if not self._passed_over[outlet.destination.id]:  # else whoever is done there wakes the next
-                self._wake_due(outlet, WAKES_MAX)
-            due_ms = maintenance.next_due_ms(self.db, outlet.destination.id, now_ms)
-            next_ms = next_ms if due_ms is None else min(next_ms, due_ms)
+        next_ms = self._wake_all(now_ms)
         if now_ms - self._looked_after_ms >= UPKEEP_MS:
             self._looked_after_ms = now_ms
             self._look_after(now_ms)
         return max(1, next_ms - self._clock.now_ms())
+
+    def _wake_all(self, now_ms: int) -> int:
+        """Wake for what is due at all destinations; when the next look is worth while."""
+        next_ms = now_ms + presence.BEAT_MS
+        for destination_id, first_ms in maintenance.first_due_ms(self.db).items():
+            outlet = self._outlets.get(destination_id)
+            if outlet is None:
+                continue
+            if first_ms > now_ms:
+                next_ms = min(next_ms, first_ms)
+                continue
+            if not self._passed_over[destination_id]:  # else whoever is done there wakes the next
+                is_more = self._wake_due(outlet, WAKES_MAX) == WAKES_MAX
+                if is_more or claims.is_isolated_due(self.db, destination_id, now_ms):
+                    next_ms = min(next_ms, now_ms + SOON_MS)
+            due_ms = maintenance.next_due_ms(self.db, destination_id, now_ms)
+            next_ms = next_ms if due_ms is None else min(next_ms, due_ms)
+        return next_ms
 
     def _release_unfinished(self, now_ms: int) -> None:
         for claim in list(self._unfinished):

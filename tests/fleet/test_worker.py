@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,8 +22,9 @@ from app.fleet.worker import CentralWorker
 from app.ledger import claims, counts, destinations, flow, maintenance, versions
 from app.ledger.job import Body, Claim, Version
 from app.settings.lookup import typed
+from app.settings.names import DATABASE_URL
 from tests.support.postgres import Server
-from tests.support.processes import Station
+from tests.support.processes import Station, catches, start_consumer
 from tests.support.servers import api_key
 from tests.support.waiting import wait_until
 
@@ -296,3 +298,19 @@ def test_what_waits_for_its_turn_is_claimed_so_that_nobody_else_is_woken_for_it(
     running.consumer.start()
     assert posts.begun.wait(60)
     assert slept == [(1, False)]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_that_is_told_to_end_is_not_among_those_who_are_silent(
+    ledger: PostgresLedger, postgres_server: Server, tmp_path: Path, signum: signal.Signals
+) -> None:
+    station = Station(tmp_path, "http://127.0.0.1:9", variables={DATABASE_URL: postgres_server.url})
+    process = start_consumer(station, 2, tmp_path / "output.log")
+    try:
+        wait_until(lambda: presence.workers(ledger) and catches(process, signum))
+        process.send_signal(signum)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert presence.workers(ledger) == []

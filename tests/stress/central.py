@@ -82,6 +82,7 @@ class Central:
         self, server: Server, url: str, receiver: LeanReceiver, folder: Path, seed: int, consumers: int
     ) -> None:
         self.server = server
+        self.is_pooled = url != server.url
         self._dice = random.Random(seed)  # noqa: S311 - nothing to protect
         self._station = Station(folder, receiver.url, variables={DATABASE_URL: url, LISTEN_URL: server.url})
         self._output = folder / "consumers.log"
@@ -211,8 +212,8 @@ def commits(central: Central, receiver: LeanReceiver, watch: Watch, number: int)
     print(f"{each:.3f} commits a record, of {records} records a turn; {most} connections at most, of {THREADS} threads")
     return [
         *([f"{each:.3f} commits a record, more than 0.3"] if each > 0.3 else []),
-        # A pooler's are not told apart by their names.
-        *([f"{most} connections of {THREADS} threads"] if most > THREADS + 4 else []),
+        # A pooler's have the name of whoever used them last.
+        *([f"{most} connections of {THREADS} threads"] if most > THREADS + 4 and not central.is_pooled else []),
     ]
 
 
