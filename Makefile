@@ -12,7 +12,7 @@ ifneq ($(IDENTITY),$(shell cat .venv/python 2>/dev/null))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit matrix receivers postgres central fleet frozen outage years hammer backfill kills beside starts upgrade arrangements versions locks fuzz flips secrets lint types walls minutes wheel check bench lock clean
+.PHONY: help demo test unit matrix receivers postgres bounds central fleet frozen outage years hammer backfill kills beside starts upgrade arrangements versions locks fuzz flips secrets lint types walls minutes wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ postgres: .venv/ready  ## The suites of ledger and delivery on a PostgreSQL serv
 
 fleet: .venv/ready  ## Two laptops through two intakes to four workers, all killed at random, the server too; a token revoked (minutes)
 	@$(BIN)/python -m tests.stress.fleet
+
+bounds: .venv/ready  ## The centre's bounds: ten minutes without its database, a full and slow tenant, a rate, a wrong clock (20 minutes)
+	@$(BIN)/python -m tests.stress.bounds
 
 central: .venv/ready  ## Eight consumers on one PostgreSQL ledger, killed at random, the server with them (minutes)
 	@$(BIN)/python -m tests.stress.central

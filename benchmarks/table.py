@@ -74,8 +74,8 @@ def page(found: Mapping[str, Sequence[Row]], where: str) -> str:
 
 
 _HOW = """A figure without a unit is a ratio: our value divided by that of the comparison beside it, measured in turn
-with it in one run. Shown are the median, and the tenth to the ninetieth percentile. What was tried for speed, and what did not
-pay, is in [decisions/performance.md](decisions/performance.md)."""
+with it in one run. Shown are the median, and the tenth to the ninetieth percentile. What was tried for
+speed, and what did not pay, is in [decisions/performance.md](decisions/performance.md)."""
 
 
 def _missed(row: Row) -> str:

@@ -22,6 +22,8 @@ import psycopg
 from psycopg import ClientCursor
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper, Loader
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.errors import ConnectionTimeout
 from psycopg.pq import TransactionStatus
 from psycopg.types.string import StrDumper
 
@@ -54,6 +56,19 @@ def application_name() -> str:
 _UNFLUSHED = "set local synchronous_commit = off"
 _FLUSHED = "select set_config('synchronous_commit', 'on', true) where current_setting('synchronous_commit') = 'off'"
 """A stricter default, which waits for a standby as well, stays."""
+
+
+def connect(url: str, **more: Any) -> psycopg.Connection[Any]:
+    """A connection as all of this program's are; `more` as psycopg takes it. Raises psycopg.Error."""
+    return psycopg.connect(
+        url,
+        # Prepared statements are a session's, which a pooler shares with others.
+        prepare_threshold=None,
+        connect_timeout=CONNECT_S_MAX,
+        application_name=application_name(),
+        **KEEPALIVE,
+        **more,
+    )
 
 
 class Cursor(Protocol):
@@ -137,18 +152,10 @@ class PostgresLedger:
         self._db = self._connect()
 
     def _connect(self) -> psycopg.Connection[Row]:
-        with _errors():
-            db: psycopg.Connection[Row] = psycopg.Connection.connect(
-                self._url,
-                autocommit=True,
-                # Prepared statements are a session's, which a pooler shares with others.
-                prepare_threshold=None,
-                row_factory=_make_rows,
-                cursor_factory=ClientCursor,
-                connect_timeout=CONNECT_S_MAX,
-                application_name=application_name(),
-                **KEEPALIVE,
-            )
+        try:
+            db = connect(self._url, autocommit=True, row_factory=_make_rows, cursor_factory=ClientCursor)
+        except psycopg.Error as error:
+            raise _as_sqlite(error, _unconnected(error, self._url)) from None
         db.adapters.register_dumper(str, _Text)
         db.adapters.register_dumper(bool, _Truth)
         db.adapters.register_loader("bool", _IsTrue)
@@ -268,10 +275,24 @@ _DATA = "22"
 """What is said of a value that is no number, no JSON, too long, quotes it."""
 
 
-def _as_sqlite(error: psycopg.Error) -> sqlite3.Error:
+_UNCONNECTED = re.compile(r"connection to server (?:at|on) [^\n]+ failed: [^\n]+|failed to resolve host '[\w.-]+'")
+"""What may be repeated of it: of a URL that cannot be read the library quotes any part, the password among them."""
+
+
+def _unconnected(error: psycopg.Error, url: str) -> str | None:
+    """Which server could not be reached, and why; None where it is something else."""
+    if isinstance(error, ConnectionTimeout):
+        asked = conninfo_to_dict(url)
+        return f"no answer from {asked.get('host')}, port {asked.get('port', 5432)} within {CONNECT_S_MAX} s"
+    found = _UNCONNECTED.search(str(error))
+    return found and found.group()
+
+
+def _as_sqlite(error: psycopg.Error, told: str | None = None) -> sqlite3.Error:
+    """`told`: what is said of it in place of its own words."""
     kinds = (kind for kind in type(error).__mro__ if kind.__module__ in {"psycopg", "psycopg.errors"})
     found = next((getattr(sqlite3, kind.__name__) for kind in kinds if hasattr(sqlite3, kind.__name__)), sqlite3.Error)
-    code, said = error.sqlstate, error.diag.message_primary
+    code, said = error.sqlstate, told or error.diag.message_primary
     if code in _AWAY:
         found = sqlite3.OperationalError
     if said is None or (code or "").startswith(_DATA):

@@ -2,7 +2,7 @@
 
     permanent                                    the record's own: dead
     refused, or an answer that says wait         the destination's: it is paused at once
-      (408, 425, 429, its database is away)
+      (408, 425, 429, a 503 that says for how long, its database is away)
     no answer (connection, timeout), or a 5xx
       on a probe                                 the destination's: the next probe, of another job, waits longer
       while other jobs succeed                   the job's: it waits; a 5xx is charged, no answer never is

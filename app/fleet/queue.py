@@ -20,7 +20,7 @@ import psycopg
 from huey import PostgresHuey, storage
 from huey.storage import PostgresStorage
 
-from app.database.postgres import CONNECT_S_MAX, KEEPALIVE, PostgresLedger, application_name
+from app.database.postgres import PostgresLedger, connect
 from app.queue import HISTORY, LIVE, WAKES_MAX, JsonSerializer
 
 # `app.queue` keeps Huey from loading it.
@@ -89,21 +89,16 @@ class _Huey(PostgresHuey):  # type: ignore[misc]  # huey ships no types
 
     storage_class = _Storage
     consumer: Any = None
+    ended: Callable[[], None]
 
     def create_consumer(self, **options: Any) -> Any:
         self.consumer = super().create_consumer(**options)
         return self.consumer
 
-
-def connect(url: str) -> psycopg.Connection[Any]:
-    """For Huey. Statements are not prepared, which a pooler would mix up."""
-    return psycopg.connect(
-        url,
-        prepare_threshold=None,
-        connect_timeout=CONNECT_S_MAX,
-        application_name=application_name(),
-        **KEEPALIVE,
-    )
+    def notify_interrupted_tasks(self) -> None:
+        """The last thing that a consumer does, whichever signal it was that ended it."""
+        super().notify_interrupted_tasks()
+        self.ended()
 
 
 class CentralQueue:

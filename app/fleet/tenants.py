@@ -293,13 +293,16 @@ def held_bytes(db: PostgresLedger, destination_id: int) -> int:
 
 AHEAD_MS_MAX = 1_000
 """A thread sleeps until its turn: longer, and those of a slow tenant would keep everybody else's waiting."""
+SPREAD_MS = 63_000
+"""Over so long the turns of a minute are spread: some are used late, and still no ten seconds may have more than a
+sixth of them (`make bounds`)."""
 
 
-def take_turn(db: PostgresLedger, destination_id: int, rate_per_minute: int) -> int | None:
-    """When the next record may be sent to it, in the server's time. The caller has this moment for himself.
+def reserve_send_time(db: PostgresLedger, destination_id: int, rate_per_minute: int) -> int | None:
+    """When the next record may be sent to it, in the server's time. Nobody else gets the same time.
 
-    A minute has `rate_per_minute` of them, at even distances. None where the next one that is free is too far ahead.
-    One that only a clock which was wrong can have set, is now.
+    SPREAD_MS have `rate_per_minute` of them, at even distances. None where the next one that is free is too far ahead.
+    A time too far ahead was set by a wrong clock: then it is now.
     """
     row = db.execute(
         # The time is asked for once more: the row may have been waited for.
@@ -308,6 +311,6 @@ def take_turn(db: PostgresLedger, destination_id: int, rate_per_minute: int) -> 
         " from (select floor(extract(epoch from clock_timestamp()) * 1000)::bigint as ms) now"
         " where destination_id = :destination and (next_ms <= now.ms + :ahead or next_ms > now.ms + :ahead + 60000)"
         " returning next_ms - :every as at_ms",
-        {"every": -(-60_000 // rate_per_minute), "destination": destination_id, "ahead": AHEAD_MS_MAX},
+        {"every": -(-SPREAD_MS // rate_per_minute), "destination": destination_id, "ahead": AHEAD_MS_MAX},
     ).fetchone()
     return None if row is None else int(row["at_ms"])

@@ -17,7 +17,9 @@ import random
 import socket
 import sqlite3
 import threading
+import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -41,13 +43,14 @@ from app.exporters.access import Access
 from app.exporters.client import Client, ClientError, ReadBackError
 from app.exporters.connect import connect
 from app.exporters.kinds import traits_of
+from app.exporters.outcome import Outcome
 from app.exporters.traits import Plan, Traits
 from app.fleet import presence
 from app.fleet.queue import CentralQueue
-from app.fleet.tenants import Tenant, take_turn, tenants
+from app.fleet.tenants import Tenant, reserve_send_time, tenants
 from app.ledger import claims, confirmations, counts, destinations, flow, maintenance, pruning, readback
 from app.ledger.destinations import Destination
-from app.ledger.job import Claim
+from app.ledger.job import Body, Claim
 from app.privacy.policy import Post
 from app.runtime import log as runtime_log
 from app.runtime.url import EndpointError
@@ -61,6 +64,8 @@ CONFIRM_MS = 5_000
 UPKEEP_MS = 60_000
 WAKES_MAX = 100
 """Of one destination, at one tick."""
+SOON_MS = 500
+"""Until the next tick, where more is due than was woken for, or only one job at a time may be under way."""
 TICK_MS_MIN = 200
 """Where many jobs wait for a retry, the next one is always due soon."""
 IN_TURN_MAX = 16
@@ -77,6 +82,11 @@ class Sink:
     sender: Sender
     traits: Traits
     plan: Plan
+
+    @property
+    def rate_per_minute(self) -> int | None:
+        """Of records that may be sent there, by all workers together; None: as many as there are."""
+        return None if self.tenant is None else self.tenant.rate_per_minute
 
 
 class CentralWorker:
@@ -100,6 +110,10 @@ class CentralWorker:
         self._has_begun = False
         self._threads = 0
         """Of Huey's, those that may deliver."""
+        self._at_work: Counter[int] = Counter()
+        """By destination, those of them that deliver there."""
+        self._passed_over: Counter[int] = Counter()
+        """By destination, wakes that found too many of them at work there."""
         self._counting = threading.Lock()
         self._all_threads_ended = threading.Event()
         try:
@@ -115,6 +129,7 @@ class CentralWorker:
         finally:
             self.leave()
         self.huey = self.queue.huey
+        self.huey.ended = self._ended
         self.huey.on_startup(name="loops")(self._begin)
         self.huey.on_shutdown(name="leave")(self._end)
         self.huey.signal(SIGNAL_INTERRUPTED)(self._interrupted)
@@ -180,34 +195,71 @@ class CentralWorker:
             if destination_id not in self._sinks:
                 self._refresh()
             sink = self._sinks.get(destination_id)
-            rate_per_minute = None if sink is None or sink.tenant is None else sink.tenant.rate_per_minute
-            if sink is None or not self._wait_to_send(destination_id, rate_per_minute):
+            if sink is None or not self._take_thread(destination_id):
                 return
-            following = deliver(self.db, key, self._context(sink))
-            for _ in range(1, IN_TURN_MAX if rate_per_minute is None else 1):
-                if following is None or self._stopping():
-                    break
-                following = deliver(self.db, following, self._context(sink))
-            if following is not None and not self._stopping():
-                self._wake([(destination_id, following)])
-            elif rate_per_minute is not None:
-                self._wake_due(sink, 1)  # nobody waits long for a turn: who had one calls the next
-            elif destinations.by_id(self.db, destination_id).concurrency is not None:
-                # Few are under way after a pause: who is done wakes the next, and one more when there is room.
-                self._wake_due(sink, 2)
+            try:
+                self._deliver(sink, key)
+            finally:
+                is_waited_for = self._give_thread(destination_id)
+            if is_waited_for and not self._stopping():
+                self._wake_due(sink, 1)
         except (sqlite3.Error, SchemaError) as error:
             self._failed("ledger", error)
 
-    def _wait_to_send(self, destination_id: int, rate_per_minute: int | None) -> bool:
-        """Wait until one more record may be sent there; False where that is too long, or the process stops."""
-        if rate_per_minute is None:
-            return True
-        at_ms = take_turn(self.db, destination_id, rate_per_minute)
-        if at_ms is None:
-            return False  # the leader wakes for it again
-        return not self.huey.consumer.stop_flag.wait(max(0, at_ms - self._clock.now_ms()) / 1000)
+    def _take_thread(self, destination_id: int) -> bool:
+        """Whether one more thread may deliver there: no destination has more of them than are free.
 
-    def _context(self, sink: Sink) -> DeliveryContext:
+        So one that is slow has half of them, two have a third each, and what others have to say finds the rest.
+        """
+        with self._counting:
+            is_crowded = self._at_work[destination_id] >= self._threads - self._at_work.total()
+            if is_crowded and len(self._sinks) > 1:
+                self._passed_over[destination_id] += 1
+                return False
+            self._at_work[destination_id] += 1
+            return True
+
+    def _give_thread(self, destination_id: int) -> bool:
+        """Whether somebody was passed over meanwhile, who can be woken again now."""
+        with self._counting:
+            self._at_work[destination_id] -= 1
+            if not self._at_work[destination_id]:
+                return self._passed_over.pop(destination_id, 0) > 0
+            is_waited_for = self._passed_over[destination_id] > 0
+            self._passed_over[destination_id] -= is_waited_for
+            return is_waited_for
+
+    def _deliver(self, sink: Sink, key: str) -> None:
+        """Raises sqlite3.Error."""
+        destination_id, rate_per_minute = sink.destination.id, sink.rate_per_minute
+        send_ms = None
+        if rate_per_minute is not None:
+            send_ms = reserve_send_time(self.db, destination_id, rate_per_minute)
+            if send_ms is None:
+                return  # the leader wakes for it again
+        following = deliver(self.db, key, self._context(sink, send_ms))
+        for _ in range(1, IN_TURN_MAX if rate_per_minute is None else 1):
+            if following is None or self._stopping():
+                break
+            following = deliver(self.db, following, self._context(sink))
+        if following is not None and not self._stopping():
+            self._wake([(destination_id, following)])
+        elif rate_per_minute is not None:
+            self._wake_due(sink, 1)  # who has sent wakes the next, so that nobody waits for the leader's tick
+        elif destinations.by_id(self.db, destination_id).concurrency is not None:
+            # Few are under way after a pause: who is done wakes the next, and one more when there is room.
+            self._wake_due(sink, 2)
+
+    def _post_at(self, sink: Sink, send_ms: int | None, claim: Claim, body: Body) -> Outcome:
+        """Post at the time that was reserved for it.
+
+        It is waited for with the job claimed: else others would be woken for it, and reserve times for nothing.
+        """
+        if send_ms is not None:
+            time.sleep(max(0, send_ms - self._clock.now_ms()) / 1000)
+        return sink.sender.post(claim, body)
+
+    def _context(self, sink: Sink, send_ms: int | None = None) -> DeliveryContext:
         settings, sender = self._settings, sink.sender
         return DeliveryContext(
             destination_id=sink.destination.id,
@@ -215,7 +267,7 @@ class CentralWorker:
             policy=backoff.RetryPolicy.of(settings.max_retries, settings.retry_base_delay_ms),
             # What may leave was decided where it was captured.
             permit=lambda _: Post(),
-            post=sender.post,
+            post=partial(self._post_at, sink, send_ms),
             clock=self._clock.now_ms,
             dice=random.random,
             stopping=self._stopping,
@@ -234,11 +286,13 @@ class CentralWorker:
             [(destination_id, key, counts.is_history(self.db, destination_id, key)) for destination_id, key in jobs]
         )
 
-    def _wake_due(self, sink: Sink, wakes_max: int) -> None:
+    def _wake_due(self, sink: Sink, wakes_max: int) -> int:
+        """The number of jobs that somebody was woken for."""
         destination_id = sink.destination.id
         woken = self.queue.woken(destination_id)
         keys = maintenance.to_wake(self.db, destination_id, self._clock.now_ms(), wakes_max, woken)
         self._wake([(destination_id, key) for key in keys])
+        return len(keys)
 
     def _stopping(self) -> bool:
         return bool(self.huey.consumer.stop_flag.is_set())
@@ -248,6 +302,18 @@ class CentralWorker:
         for destination_id in sorted(set(claims.release_all(self.db, self._name))):
             # The probe of a pause may have been among them.
             flow.probe_now(self.db, destination_id, self._clock.now_ms())
+
+    def _ended(self) -> None:
+        """The process ends, and where its threads were not waited for (SIGINT), none of them has said so."""
+        if self._all_threads_ended.is_set():
+            return
+        self._all_threads_ended.set()
+        try:
+            presence.withdraw(self.db, self._name)
+        except sqlite3.Error as error:
+            self._failed("ledger", error)
+        finally:
+            self.leave()
 
     # --- beside Huey's threads
 
@@ -317,16 +383,30 @@ class CentralWorker:
         if not self._is_leading:
             return presence.BEAT_MS
         self._take_back(now_ms)
-        next_ms = now_ms + presence.BEAT_MS
-        for sink in self._sinks.values():
-            self._beat_if_due()
-            self._wake_due(sink, WAKES_MAX)
-            due_ms = maintenance.next_due_ms(self.db, sink.destination.id, now_ms)
-            next_ms = next_ms if due_ms is None else min(next_ms, due_ms)
+        next_ms = self._wake_all(now_ms)
         if now_ms - self._maintained_ms >= UPKEEP_MS:
             self._maintained_ms = now_ms
             self._maintain(now_ms)
         return max(TICK_MS_MIN, next_ms - self._clock.now_ms())
+
+    def _wake_all(self, now_ms: int) -> int:
+        """Wake for what is due at all destinations; when the next tick is worth while."""
+        next_ms = now_ms + presence.BEAT_MS
+        for destination_id, first_ms in maintenance.first_due_ms(self.db).items():
+            self._beat_if_due()
+            sink = self._sinks.get(destination_id)
+            if sink is None:
+                continue
+            if first_ms > now_ms:
+                next_ms = min(next_ms, first_ms)
+                continue
+            if not self._passed_over[destination_id]:  # else whoever is done there wakes the next
+                is_more = self._wake_due(sink, WAKES_MAX) == WAKES_MAX
+                if is_more or claims.is_isolated_due(self.db, destination_id, now_ms):
+                    next_ms = min(next_ms, now_ms + SOON_MS)
+            due_ms = maintenance.next_due_ms(self.db, destination_id, now_ms)
+            next_ms = next_ms if due_ms is None else min(next_ms, due_ms)
+        return next_ms
 
     def _beat(self) -> int:
         """Say that this process lives; the server's time."""

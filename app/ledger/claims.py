@@ -354,8 +354,8 @@ def dead_letter(db: Database, claim: Claim, failed: FailedAttempt) -> bool:
             "state = 'dead', due_ms = null, finished_ms = :now, error = :error",
             {"now": failed.ended_ms, "error": failed.error},
         )
-        _end_attempt(db, claim, failed)
-        counters.failed(db, failed)
+        if _end_attempt(db, claim, failed):
+            counters.failed(db, failed)
     return is_done
 
 
@@ -366,7 +366,7 @@ def retry_later(db: Database, claim: Claim, failed: FailedAttempt, *, delay_ms: 
 
 
 def _retry_later(db: Database, claim: Claim, failed: FailedAttempt, delay_ms: int, *, is_charged: bool) -> bool:
-    _end_attempt(db, claim, failed)
+    is_news = _end_attempt(db, claim, failed)
     is_done = finish(
         db,
         claim,
@@ -374,7 +374,8 @@ def _retry_later(db: Database, claim: Claim, failed: FailedAttempt, delay_ms: in
         " passes_seen = (select passes from destination where id = job.destination_id)",
         {"due": failed.ended_ms + delay_ms, "error": failed.error, "charged": is_charged},
     )
-    counters.failed(db, failed)
+    if is_news:
+        counters.failed(db, failed)
     return is_done
 
 
@@ -417,14 +418,14 @@ def release(db: Database, claim: Claim, *, due_ms: int, failed: FailedAttempt | 
 
 
 def _release(db: Database, claim: Claim, due_ms: int, failed: FailedAttempt | None) -> bool:
-    _end_attempt(db, claim, failed or FailedAttempt(due_ms, "not tried: the worker was told to stop"))
+    is_news = _end_attempt(db, claim, failed or FailedAttempt(due_ms, "not tried: the worker was told to stop"))
     is_done = finish(
         db,
         claim,
         "due_ms = :due, error = coalesce(:error, error)",
         {"due": due_ms, "error": failed and failed.error},
     )
-    if failed is not None:
+    if failed is not None and is_news:
         counters.failed(db, failed)
     return is_done
 
@@ -450,11 +451,14 @@ def drop(db: Database, claim: Claim, reason: Literal["policy", "size"], now_ms: 
     return is_done
 
 
-def _end_attempt(db: Database, claim: Claim, ended: FailedAttempt) -> None:
-    db.execute(
-        "update attempt set ended_ms = ?, status = ?, error = ?, answer = ? where job_id = ? and number = ?",
+def _end_attempt(db: Database, claim: Claim, ended: FailedAttempt) -> bool:
+    """False where it had ended already: the commit was not answered, and what it wrote is written once more."""
+    updated = db.execute(
+        "update attempt set ended_ms = ?, status = ?, error = ?, answer = ?"
+        " where job_id = ? and number = ? and ended_ms is null",
         (ended.ended_ms, ended.status, ended.error, ended.answer or None, claim.job_id, claim.attempt),
     )
+    return updated.rowcount == 1
 
 
 def release_all(db: Database, worker: str) -> list[int]:

@@ -175,6 +175,12 @@ def to_wake(db: Database, destination_id: int, now_ms: int, limit: int, woken: C
     return [key for key in found if key not in woken][:room]
 
 
+def first_due_ms(db: Database) -> dict[int, int]:
+    """By destination, when the first of the jobs is due that wait there; without those at which nothing does."""
+    rows = db.execute("select destination_id, min(due_ms) as due_ms from waiting group by destination_id")
+    return {row["destination_id"]: row["due_ms"] for row in rows}
+
+
 def next_due_ms(db: Database, destination_id: int, now_ms: int) -> int | None:
     """When the next job in backoff becomes due, None when none waits for a time."""
     row = db.execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
@@ -216,6 +217,21 @@ def test_a_standby_counts_as_a_server_that_is_away(ledger: PostgresLedger) -> No
     ledger.execute("set default_transaction_read_only = on")
     with pytest.raises(sqlite3.OperationalError):
         ledger.execute("insert into incident (what, count, last_ms) values ('a', 1, 1)")
+
+
+def test_who_cannot_connect_says_to_where_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(url: str) -> str:
+        with pytest.raises(sqlite3.OperationalError) as raised:
+            PostgresLedger(url)
+        return str(raised.value)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        monkeypatch.setattr(postgres, "CONNECT_S_MAX", 2)
+        timed_out = told(f"postgresql://user:secret@127.0.0.1:{port}/helicone")
+    assert timed_out == f"PostgreSQL: no answer from 127.0.0.1, port {port} within 2 s"
+    refused = told(f"postgresql://user:secret@127.0.0.1:{port}/helicone")
+    assert refused == f'PostgreSQL: connection to server at "127.0.0.1", port {port} failed: Connection refused'
 
 
 @pytest.mark.postgres

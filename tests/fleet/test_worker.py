@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,9 +26,10 @@ from app.fleet.worker import CentralWorker
 from app.ledger import claims, counts, destinations, flow, maintenance, versions
 from app.ledger.job import Accepted, Body, Claim, Version
 from app.settings.lookup import typed
+from app.settings.names import DATABASE_URL
 from tests.support.intake import envelope
 from tests.support.postgres import Server
-from tests.support.processes import Station
+from tests.support.processes import Station, catches, start_consumer
 from tests.support.servers import api_key, receiving
 from tests.support.waiting import wait_until
 
@@ -101,11 +104,12 @@ def running(
     made.end()
 
 
-def put(db: PostgresLedger, number: int = 0) -> int:
-    (destination_id,) = db.execute("select id from destination").fetchone()
+def put(db: PostgresLedger, number: int = 0, destination_id: int | None = None) -> int:
+    if destination_id is None:
+        (destination_id,) = db.execute("select id from destination").fetchone()
     version = Version(f"ses_{number}", f"ses_{number}", "t", f"{number:064x}", 0, "", "")
     versions.insert(db, destination_id, version, [Body(uuid.uuid4(), b"{}")], now_ms=presence.server_ms(db))
-    return int(destination_id)
+    return destination_id
 
 
 def seen_ms(db: PostgresLedger, name: str) -> int | None:
@@ -337,3 +341,79 @@ def test_what_waits_under_a_key_that_is_refused_goes_out_under_the_next_one(
                 client.close()
         assert [row.log.request_id for row in receiver.rows()] == [ONE]
     assert destinations.by_id(ledger, tenant.destination_id).health == "fine"
+
+
+def test_a_destination_that_is_slow_leaves_threads_to_the_others(
+    ledger: PostgresLedger, running: Running, posts: Posts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, other = (
+        tenants.add_tenant(ledger, name, endpoint="https://helicone.test", key=api_key(name[0])).destination_id
+        for name in ("slow", "other")
+    )
+    answered = threading.Event()
+
+    def post(sender: Sender, _: Claim, body: Body) -> Outcome:
+        if sender._place.destination.id == slow:
+            return posts.post(body)
+        answered.set()
+        return Outcome("accepted", "ok", status=200)
+
+    monkeypatch.setattr(Sender, "post", post)
+    for number in range(4):
+        put(ledger, number, slow)
+    running.consumer.start()
+    assert posts.begun.wait(60)
+    put(ledger, 4, other)
+    assert answered.wait(60)
+    assert posts.times == 1
+    posts.may_end.set()
+    wait_until(lambda: counts.counts(ledger).delivered == 5)
+
+
+def test_no_destination_has_more_threads_than_are_free_and_who_was_passed_over_is_woken(
+    ledger: PostgresLedger, running: Running
+) -> None:
+    for name in ("one", "two"):
+        tenants.add_tenant(ledger, name, endpoint="https://helicone.test", key=api_key(name[0]))
+    tick_of(running)()
+    worker = running.worker
+    worker._threads = 6
+    assert [worker._take_thread(1) for _ in range(4)] == [True, True, True, False]
+    assert [worker._take_thread(2) for _ in range(3)] == [True, True, False]
+    assert worker._take_thread(3)
+    assert [worker._give_thread(1) for _ in range(3)] == [True, False, False]
+
+
+def test_what_waits_for_its_turn_is_claimed_so_that_nobody_else_is_woken_for_it(
+    ledger: PostgresLedger, running: Running, posts: Posts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = tenants.add_tenant(
+        ledger, "limited", endpoint="https://helicone.test", key=api_key("l"), rate_per_minute=60
+    ).destination_id
+    slept: list[tuple[int, bool]] = []
+
+    def sleep(_: float) -> None:
+        (leased,) = running.worker.db.execute("select count(lease_until_ms) from job").fetchone()
+        slept.append((leased, posts.begun.is_set()))
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep))
+    put(ledger, 0, limited)
+    running.consumer.start()
+    assert posts.begun.wait(60)
+    assert slept == [(1, False)]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_that_is_told_to_end_is_not_among_those_who_are_silent(
+    ledger: PostgresLedger, postgres_server: Server, tmp_path: Path, signum: signal.Signals
+) -> None:
+    station = Station(tmp_path, "http://127.0.0.1:9", variables={DATABASE_URL: postgres_server.url})
+    process = start_consumer(station, 2, tmp_path / "output.log")
+    try:
+        wait_until(lambda: presence.workers(ledger) and catches(process, signum))
+        process.send_signal(signum)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert presence.workers(ledger) == []

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from app.ledger import adoption, claims, confirmations, counters, dead_letters, destinations, pruning
+from app.ledger import adoption, claims, confirmations, counters, dead_letters, destinations, flow, pruning
 from app.ledger.dead_letters import Choice
-from app.ledger.job import FailedAttempt
+from app.ledger.job import Claim, FailedAttempt
 from tests.ledger.test_dead_letters import die
 from tests.support.ledger_bench import LedgerBench, version
 
@@ -92,6 +92,24 @@ def test_each_end_is_counted_by_its_name(
 ) -> None:
     act(bench)
     assert counted(bench) == expected
+
+
+def test_an_end_that_is_written_once_more_is_counted_once(bench: LedgerBench) -> None:
+    """As where the server went away after the commit, and before it had said so."""
+    failed = FailedAttempt(bench.now_ms, "503: empty body", 503)
+    ends: list[Callable[[Claim], object]] = [
+        lambda claim: claims.release(bench.db, claim, due_ms=0, failed=failed),
+        lambda claim: claims.retry_later(bench.db, claim, failed, delay_ms=0, is_charged=True),
+        lambda claim: claims.pause(bench.db, claim, failed, health="down", count=1, delay_ms=0, is_charged=False),
+        lambda claim: claims.dead_letter(bench.db, claim, failed),
+    ]
+    bench.put(version())
+    for end in ends:
+        flow.probe_now(bench.db, bench.destination, bench.now_ms)
+        claimed = bench.claimed()
+        end(claimed)
+        end(claimed)
+    assert counted(bench) == {"failed 503": len(ends)}
 
 
 def test_redactions_are_counted_as_a_version_becomes_a_job_and_kept_with_it(bench: LedgerBench) -> None:

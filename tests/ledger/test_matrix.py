@@ -510,7 +510,7 @@ READERS = {
     "is_isolated_due",
     "is_evicted", "is_history", "is_pending", "is_whole", "latest_ms", "leasing_workers",
     "letters_of", "letters_of_session", "made_under", "may_refill", "missing", "of_machine", "next_confirmation_ms",
-    "next_due_ms", "next_of_session",
+    "first_due_ms", "next_due_ms", "next_of_session",
     "left_unread", "open_notices", "pending_keys", "turns_read", "unread", "unread_sessions",
     "read_back_failures", "reconciled_ms", "relies_on", "sendable", "decision_on", "to_wake", "trusted_age_ms",
     "unacknowledged", "was_sent_otherwise", "without_bodies",

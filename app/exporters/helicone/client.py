@@ -38,6 +38,8 @@ ClickHouse 26.9 then leaves out rows of that very second although they are later
 ERROR_CHARS_MAX = 120
 
 _WAIT = frozenset({408, 425, 429})
+_UNAVAILABLE = 503
+"""With a Retry-After: the server takes nothing for so long. It says nothing of the record (RFC 9110, 15.6.4)."""
 _PERMANENT = frozenset({400, 413, 414, 415, 422, 431})
 _KEY = re.compile(r"[!-~]+")
 _CONNECTION_ERROR = re.compile(
@@ -185,10 +187,11 @@ def classify(
     The reason holds the status, the kind of body and at most 120 characters of a JSON `error`, redacted.
     """
     said = _describe(body, redact)
+    asked_ms = retry_after_ms(headers.get("retry-after", ""), now_ms)
     meaning: tuple[Kind, str]
     if status == 200:  # noqa: PLR2004 - HTTP's own numbers read better than names here
         meaning = _worker_200(headers, body, request_id, said) if kind == "worker" else _jawn_200(body, said)
-    elif status in _WAIT:
+    elif status in _WAIT or (status == _UNAVAILABLE and asked_ms is not None):
         meaning = ("wait", said)
     elif status >= 500:  # noqa: PLR2004
         meaning = ("permanent" if kind == "jawn" and _is_the_body_at_fault(body) else "retry", said)
@@ -203,7 +206,7 @@ def classify(
         kind=meaning[0],
         reason=f"{status}: {meaning[1]}"[:REASON_CHARS_MAX],
         status=status,
-        retry_after_ms=retry_after_ms(headers.get("retry-after", ""), now_ms),
+        retry_after_ms=asked_ms,
         server_ms=date_ms(headers.get("date", "")),
     )
 

@@ -88,6 +88,13 @@ def test_by_status_alone(kind: RouteKind, expected: Kind, statuses: tuple[int, .
     assert {status: meaning(kind, status, b"x")[0] for status in statuses} == dict.fromkeys(statuses, expected)
 
 
+@pytest.mark.parametrize("kind", ["worker", "jawn"])
+def test_503_with_a_time_is_of_the_server_and_no_records_fault(kind: RouteKind) -> None:
+    assert meaning(kind, 503, b"", retry_after="5")[0] == "wait"
+    assert meaning(kind, 503, b"", retry_after="soon")[0] == "retry"
+    assert meaning(kind, 500, b"", retry_after="5")[0] == "retry"
+
+
 @pytest.mark.parametrize(
     ("status", "body", "by_worker", "by_jawn"),
     [
