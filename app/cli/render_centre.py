@@ -31,4 +31,4 @@ def dead_lines(found: Centre, now_ms: int) -> Iterator[str]:
     for one in found.dead_records:
         yield f"  {local(one.finished_ms)}  {one.session} {one.request_id}: {one.reason}"
     if found.dead > len(found.dead_records):
-        yield f"  and {found.dead - len(found.dead_records)} older ones"
+        yield f"  and {found.dead - len(found.dead_records)} more"
