@@ -28,7 +28,7 @@ import socket
 import sqlite3
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -63,6 +63,8 @@ log = logging.getLogger("opencode_helicone")
 REQUEST_S_MAX = 40.0
 """Longer than a machine takes for a POST: a slow line is no reason to hear nothing."""
 BODY_BYTES_MAX = 64 * 1024 * 1024
+UNKNOWN_BYTES_MAX = 1024 * 1024
+"""No more of a body is kept before it is known whose it is: anybody may open connections and send."""
 CONNECTIONS = 8
 """To the database, of one process: so many logs are written at a time."""
 TIME_DIGITS = 15
@@ -101,11 +103,13 @@ def _json(value: object) -> bytes:
 
 
 _JSON = {"content-type": "application/json"}
+_KNOWN = Answer(200, b"", {})
 _UNKNOWN = Answer(401, b"Unauthorized", {})
 _TOO_MUCH = Answer(403, _json({"error": "this centre takes logs of export mode metadata_only alone"}), _JSON)
 _FULL = Answer(429, b"what waits has reached its limit", {"retry-after": str(FULL_S)})
 _AWAY = Answer(503, b"the database is away", {"retry-after": str(AWAY_S)})
 _NO_PATTERN = Answer(503, b"a redaction pattern of the tenant cannot be used", {"retry-after": str(FULL_S)})
+_TOO_LARGE = Answer(400, b"Payload too large", {})
 _NO_QUESTION = Answer(400, _json({"error": f"requestIds must be a list of at most {IDS_MAX} texts"}), _JSON)
 
 
@@ -126,6 +130,11 @@ class Intake:
     def take(self, token: str, posted: Posted) -> Answer:
         """What a log is answered; 200 only when it is committed."""
         return self._ask(token, lambda db, admitted: self._take(db, admitted, token, posted))
+
+    def refusal(self, token: str) -> Answer | None:
+        """What whoever has this token is answered, whatever it sends; None for one that counts."""
+        answer = self._ask(token, lambda _db, _admitted: _KNOWN)
+        return None if answer is _KNOWN else answer
 
     def machine(self, token: str) -> Answer:
         """What a machine is told about itself."""
@@ -286,17 +295,19 @@ def create(url: str) -> Starlette:
             intake.close()
 
     async def answer(request: Request, act: Callable[[str, bytes], Answer]) -> Response:
+        token = _token(request)
+
+        async def refused() -> Answer | None:
+            return _UNKNOWN if token is None else await to_thread.run_sync(intake.refusal, token)
+
         try:
             # All of it, whoever sends it: an answer that comes before is lost with the connection.
-            raw = await _read(request)
+            raw = await _read(request, refused)
         except ClientDisconnect:
             return Response(status_code=400)
-        token = handler.bearer(request.headers.get("authorization"))
-        if token is None or not TOKEN.fullmatch(token):
+        if token is None:
             return _response(_UNKNOWN)
-        if raw is None:
-            return Response(b"Payload too large", 400)
-        return _response(await to_thread.run_sync(act, token, raw))
+        return _response(raw if isinstance(raw, Answer) else await to_thread.run_sync(act, token, raw))
 
     async def take(request: Request) -> Response:
         mode, turn_ms = request.headers.get(MODE_HEADER), _digits(request.headers.get(TURN_HEADER))
@@ -318,20 +329,33 @@ def create(url: str) -> Starlette:
     return app
 
 
+def _token(request: Request) -> str | None:
+    """What may be one, by its form."""
+    token = handler.bearer(request.headers.get("authorization"))
+    return token if token is not None and TOKEN.fullmatch(token) else None
+
+
 def _digits(header: str | None) -> int | None:
     """A time in a header; None where there is none, or none that anybody's clock shows."""
     return int(header) if header and header.isascii() and header.isdecimal() and len(header) <= TIME_DIGITS else None
 
 
-async def _read(request: Request) -> bytes | None:
-    """None where it is longer than anybody's log."""
-    chunks, size = [], 0
+async def _read(request: Request, refused: Callable[[], Awaitable[Answer | None]]) -> bytes | Answer:
+    """The body; or what is answered in its place, when all of it has come and was thrown away."""
+    chunks: list[bytes] = []
+    size, answer = 0, None
     async for chunk in request.stream():
+        is_first_beyond = size <= UNKNOWN_BYTES_MAX < size + len(chunk)
         size += len(chunk)
+        if is_first_beyond:
+            answer = await refused()
         if size > BODY_BYTES_MAX:
-            return None
-        chunks.append(chunk)
-    return b"".join(chunks)
+            return answer or _TOO_LARGE
+        if answer is None:
+            chunks.append(chunk)
+        else:
+            chunks.clear()
+    return answer or b"".join(chunks)
 
 
 def _response(answer: Answer) -> Response:

@@ -454,6 +454,23 @@ def test_a_machine_hears_that_it_is_refused_however_long_its_log_is(centre: Cent
     assert (outcome.kind, outcome.status) == ("refused", 401)
 
 
+def test_a_long_log_of_nobody_is_not_kept(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    real = module.Intake.take
+
+    def take(intake: module.Intake, token: str, posted: module.Posted) -> module.Answer:
+        taken.append(token)
+        return real(intake, token, posted)
+
+    monkeypatch.setattr(module.Intake, "take", take)
+    long = envelope(ONE, "x" * (module.UNKNOWN_BYTES_MAX + 1))
+    for token in (tenants.new_token(), api_key("a"), None):
+        assert send(centre.url, token, long)[0] == 401
+    assert taken == []
+    assert send(centre.url, centre.token, long)[0] == 200
+    assert taken == [centre.token]
+
+
 REFUSED = {
     "no JSON": b"{",
     "no object": b"[]",
@@ -500,6 +517,8 @@ def test_without_the_database_a_machine_waits_and_with_it_nothing_more_is_refuse
             server.stop("immediate")
             status, headers, _ = send(url, token, envelope(str(uuid.uuid4())))
             assert (status, headers["retry-after"]) == (503, str(module.AWAY_S))
+            long = envelope(str(uuid.uuid4()), "x" * (module.UNKNOWN_BYTES_MAX + 1))
+            assert send(url, token, long)[0] == 503
             assert ask(url + MACHINE_PATH, token)[0] == 503
             assert ask(url + STATES_PATH, token, question([]))[0] == 503
             server.start()
