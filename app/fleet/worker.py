@@ -19,7 +19,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -112,8 +112,8 @@ class CentralWorker:
         """Of Huey's, those that may deliver."""
         self._at_work: Counter[int] = Counter()
         """By destination, those of them that deliver there."""
-        self._passed_over: Counter[int] = Counter()
-        """By destination, wakes that found too many of them at work there."""
+        self._passed_over: defaultdict[int, dict[str, None]] = defaultdict(dict)
+        """By destination, the keys that found too many of them at work there, in order."""
         self._counting = threading.Lock()
         self._all_threads_ended = threading.Event()
         try:
@@ -195,39 +195,53 @@ class CentralWorker:
             if destination_id not in self._sinks:
                 self._refresh()
             sink = self._sinks.get(destination_id)
-            if sink is None or not self._take_thread(destination_id):
+            if sink is None or not self._take_thread(destination_id, key):
                 return
-            try:
-                self._deliver(sink, key)
-            finally:
-                is_waited_for = self._give_thread(destination_id)
-            if is_waited_for and not self._stopping():
-                self._wake_due(sink, 1)
+            following: str | None = key
+            while following is not None:
+                try:
+                    self._deliver(sink, following)
+                finally:
+                    self._give_thread(destination_id)
+                following = self._take_thread_again(destination_id)
         except (sqlite3.Error, SchemaError) as error:
             self._failed("ledger", error)
 
-    def _take_thread(self, destination_id: int) -> bool:
+    def _take_thread(self, destination_id: int, key: str) -> bool:
         """Whether one more thread may deliver there: no destination has more of them than are free.
 
-        So one that is slow has half of them, two have a third each, and what others have to say finds the rest.
+        So one that is slow has half of them, two have a third each, and the others find the rest. Where it may not, the
+        key is kept for the next of its threads that is done.
         """
         with self._counting:
-            is_crowded = self._at_work[destination_id] >= self._threads - self._at_work.total()
-            if is_crowded and len(self._sinks) > 1:
-                self._passed_over[destination_id] += 1
+            if self._is_crowded(destination_id):
+                self._passed_over[destination_id][key] = None
                 return False
             self._at_work[destination_id] += 1
             return True
 
-    def _give_thread(self, destination_id: int) -> bool:
-        """Whether somebody was passed over meanwhile, who can be woken again now."""
+    def _give_thread(self, destination_id: int) -> None:
         with self._counting:
             self._at_work[destination_id] -= 1
-            if not self._at_work[destination_id]:
-                return self._passed_over.pop(destination_id, 0) > 0
-            is_waited_for = self._passed_over[destination_id] > 0
-            self._passed_over[destination_id] -= is_waited_for
-            return is_waited_for
+
+    def _take_thread_again(self, destination_id: int) -> str | None:
+        """A key that was passed over there, which the thread goes on with; None where it is done."""
+        with self._counting:
+            waiting = self._passed_over[destination_id]
+            if not waiting or self._is_crowded(destination_id) or self._stopping():
+                return None
+            self._at_work[destination_id] += 1
+            key = next(iter(waiting))
+            del waiting[key]
+            return key
+
+    def _is_crowded(self, destination_id: int) -> bool:
+        return len(self._sinks) > 1 and self._at_work[destination_id] >= self._threads - self._at_work.total()
+
+    def _is_waited_for(self, destination_id: int) -> bool:
+        """Whether some were passed over here, which its threads go on with."""
+        with self._counting:
+            return self._at_work[destination_id] > 0 and bool(self._passed_over[destination_id])
 
     def _deliver(self, sink: Sink, key: str) -> None:
         """Raises sqlite3.Error."""
@@ -400,7 +414,7 @@ class CentralWorker:
             if first_ms > now_ms:
                 next_ms = min(next_ms, first_ms)
                 continue
-            if not self._passed_over[destination_id]:  # else whoever is done there wakes the next
+            if not self._is_waited_for(destination_id):
                 is_more = self._wake_due(sink, WAKES_MAX) == WAKES_MAX
                 if is_more or claims.is_isolated_due(self.db, destination_id, now_ms):
                     next_ms = min(next_ms, now_ms + SOON_MS)

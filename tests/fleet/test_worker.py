@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -369,18 +370,46 @@ def test_a_destination_that_is_slow_leaves_threads_to_the_others(
     wait_until(lambda: counts.counts(ledger).delivered == 5)
 
 
-def test_no_destination_has_more_threads_than_are_free_and_who_was_passed_over_is_woken(
+def next_of(worker: CentralWorker, destination_id: int) -> str | None:
+    """What a thread goes on with that is done there."""
+    worker._give_thread(destination_id)
+    return worker._take_thread_again(destination_id)
+
+
+def test_a_thread_that_fails_is_free_again(
+    ledger: PostgresLedger, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = running.worker
+    worker._threads = 2
+    destination_id = put(ledger)
+
+    def fail(*_: object) -> None:
+        worker._passed_over[destination_id]["another key"] = None
+        raise sqlite3.OperationalError("away")
+
+    monkeypatch.setattr(worker, "_deliver", fail)
+    worker._handle_wake(destination_id, f"{0:064x}")
+    assert worker._at_work.total() == 0
+
+
+def test_no_destination_has_more_threads_than_are_free_and_who_was_passed_over_is_next(
     ledger: PostgresLedger, running: Running
 ) -> None:
     for name in ("one", "two"):
         tenants.add_tenant(ledger, name, endpoint="https://helicone.test", key=api_key(name[0]))
     tick_of(running)()
     worker = running.worker
+    running.consumer.stop_flag.clear()
     worker._threads = 6
-    assert [worker._take_thread(1) for _ in range(4)] == [True, True, True, False]
-    assert [worker._take_thread(2) for _ in range(3)] == [True, True, False]
-    assert worker._take_thread(3)
-    assert [worker._give_thread(1) for _ in range(3)] == [True, False, False]
+    assert [worker._take_thread(1, key) for key in "abcd"] == [True, True, True, False]
+    assert [worker._take_thread(2, key) for key in "abc"] == [True, True, False]
+    assert worker._take_thread(3, "a")
+    assert next_of(worker, 1) is None  # it has two, and one is free
+    assert worker._is_waited_for(1)
+    assert next_of(worker, 2) == "c"
+    assert next_of(worker, 1) == "d"
+    assert not worker._is_waited_for(1)
+    assert [next_of(worker, 1) for _ in range(2)] == [None, None]
 
 
 def test_what_waits_for_its_turn_is_claimed_so_that_nobody_else_is_woken_for_it(
@@ -400,6 +429,30 @@ def test_what_waits_for_its_turn_is_claimed_so_that_nobody_else_is_woken_for_it(
     running.consumer.start()
     assert posts.begun.wait(60)
     assert slept == [(1, False)]
+
+
+def test_the_leader_looks_again_when_it_is_worth_while(
+    ledger: PostgresLedger, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "BEAT_MS", 5_000)
+    tick_of(running)()
+    now_ms = presence.server_ms(ledger) + 60_000
+
+    def next_ms() -> int:
+        return running.worker._wake_all(now_ms) - now_ms
+
+    assert next_ms() == 5_000
+    for number in range(2):
+        put(ledger, number)
+    assert next_ms() == 5_000
+    ledger.execute("update job set kills = 2")
+    assert next_ms() == module.SOON_MS
+    ledger.execute("update job set kills = 0, due_ms = ?", (now_ms + 3,))
+    assert next_ms() == 3
+    ledger.execute("update job set due_ms = 0")
+    monkeypatch.setattr(module, "WAKES_MAX", 1)
+    monkeypatch.setattr(running.worker.queue, "woken", lambda _: set())
+    assert next_ms() == module.SOON_MS
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
