@@ -22,7 +22,7 @@ from app.settings.names import DATABASE_URL
 if TYPE_CHECKING:
     from app.fleet.presence import Process, Worker
     from app.fleet.tenants import Machine
-    from app.operations.fleet import CentreStatus, MachineWaiting, Waiting
+    from app.operations.fleet import CentreStatus, DestinationStatus, MachineStatus
 
 commands = typer.Typer(rich_markup_mode=None)
 fleet = typer.Typer(
@@ -150,17 +150,22 @@ def _status_lines(found: CentreStatus) -> Iterator[str]:
         yield f"no intake runs: `{PROGRAM} intake` takes logs"
 
 
-def _waiting_lines(one: Waiting, now_ms: int) -> Iterator[str]:
+def _waiting_lines(one: DestinationStatus, now_ms: int) -> Iterator[str]:
     yield f"{one.tenant or 'no tenant'}  {one.endpoint or 'any address'}"
     yield f"  {one.health}{f': {one.reason}' if one.reason else ''}"
     oldest = "" if one.oldest_waiting_ms is None else f", the oldest since {at(one.oldest_waiting_ms, now_ms)}"
     limit = "" if one.bytes_max is None else f" of {size(one.bytes_max)}"
     yield f"  {one.waiting} wait{oldest}"
-    yield f"  {one.dead} dead, {one.delivered} delivered; room taken: {size(one.held_bytes)}{limit}"
+    yield f"  {_ended(one)}; room taken: {size(one.held_bytes)}{limit}"
     yield from _machine_lines(one.machines, now_ms)
 
 
-def _machine_lines(machines: Iterable[MachineWaiting], now_ms: int) -> Iterator[str]:
+def _ended(one: DestinationStatus | MachineStatus) -> str:
+    dropped = f", {one.dropped} dropped (too old, or purged)" if one.dropped else ""
+    return f"{one.dead} dead, {one.delivered} delivered{dropped}"
+
+
+def _machine_lines(machines: Iterable[MachineStatus], now_ms: int) -> Iterator[str]:
     """Those of which something waits or is dead."""
     others = 0
     for one in machines:
@@ -168,9 +173,7 @@ def _machine_lines(machines: Iterable[MachineWaiting], now_ms: int) -> Iterator[
             others += 1
             continue
         oldest = "" if one.oldest_waiting_ms is None else f", the oldest since {at(one.oldest_waiting_ms, now_ms)}"
-        yield (
-            f"  {one.machine or 'no machine'}: {one.waiting} wait{oldest}; {one.dead} dead, {one.delivered} delivered"
-        )
+        yield f"  {one.machine or 'no machine'}: {one.waiting} wait{oldest}; {_ended(one)}"
     if others:
         yield f"  {counted(others, 'machine')} of which nothing waits or is dead"
 

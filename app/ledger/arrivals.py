@@ -53,6 +53,8 @@ class Sums:
     waiting: int
     dead: int
     delivered: int
+    dropped: int
+    """Given up: too old, or purged."""
     oldest_waiting_ms: int | None
 
 
@@ -116,6 +118,7 @@ def by_machine(db: Database) -> list[Sums]:
     rows = db.execute(
         "select s.destination_id, s.folder as machine, count(*) filter (where j.state = 'pending') as waiting,"
         " count(*) filter (where j.state = 'dead') as dead, count(*) filter (where j.state = 'delivered') as delivered,"
+        " count(*) filter (where j.state = 'dropped') as dropped,"
         " min(j.enqueued_ms) filter (where j.state = 'pending') as oldest_waiting_ms"
         " from job j join session s on s.id = j.session_id group by 1, 2 order by 1, 2"
     )

@@ -30,7 +30,7 @@ class CentreError(AppError):
 
 
 @dataclass(frozen=True, slots=True)
-class MachineWaiting:
+class MachineStatus:
     """What of one machine waits at one destination, and what became of the rest."""
 
     machine: str
@@ -38,11 +38,13 @@ class MachineWaiting:
     waiting: int
     dead: int
     delivered: int
+    dropped: int
+    """Given up: too old, or purged."""
     oldest_waiting_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class DestinationStatus:
     """What waits at one destination, and what became of the rest."""
 
     tenant: str | None
@@ -53,11 +55,13 @@ class Waiting:
     waiting: int
     dead: int
     delivered: int
+    dropped: int
+    """Given up: too old, or purged."""
     held_bytes: int
     """Of what waits or is dead."""
     bytes_max: int | None
     oldest_waiting_ms: int | None
-    machines: tuple[MachineWaiting, ...]
+    machines: tuple[MachineStatus, ...]
     """All that may send or have sent, by name."""
 
 
@@ -65,7 +69,7 @@ class Waiting:
 class CentreStatus:
     now_ms: int
     """By the server's clock, as all times here."""
-    destinations: tuple[Waiting, ...]
+    destinations: tuple[DestinationStatus, ...]
     workers: tuple[Worker, ...]
     intakes: tuple[Process, ...]
 
@@ -135,7 +139,9 @@ def read_status(db: PostgresLedger) -> CentreStatus:
     of_tenants = {one.destination_id: one for one in tenants.tenants(db)}
     sums, machines = arrivals.by_machine(db), tenants.machines(db)
     shown = (
-        _waiting(db, one, of_tenants.get(one.id), [of for of in sums if of.destination_id == one.id], machines)
+        _destination_status(
+            db, one, of_tenants.get(one.id), [of for of in sums if of.destination_id == one.id], machines
+        )
         for one in destinations.destinations(db)
     )
     return CentreStatus(
@@ -147,20 +153,23 @@ def read_status(db: PostgresLedger) -> CentreStatus:
     )
 
 
-def _waiting(
+def _destination_status(
     db: PostgresLedger,
     one: Destination,
     tenant: Tenant | None,
     sums: Sequence[Sums],
     machines: Sequence[Machine],
-) -> Waiting:
+) -> DestinationStatus:
     jobs = counts.counts(db, one.id)
     by_name = {
-        machine.name: MachineWaiting(machine.name, 0, 0, 0, None)
+        machine.name: MachineStatus(machine.name, 0, 0, 0, 0, None)
         for machine in machines
         if tenant is not None and machine.tenant == tenant.name
-    } | {of.machine: MachineWaiting(of.machine, of.waiting, of.dead, of.delivered, of.oldest_waiting_ms) for of in sums}
-    return Waiting(
+    } | {
+        of.machine: MachineStatus(of.machine, of.waiting, of.dead, of.delivered, of.dropped, of.oldest_waiting_ms)
+        for of in sums
+    }
+    return DestinationStatus(
         tenant=tenant.name if tenant else None,
         endpoint=one.endpoint,
         health=one.health,
@@ -168,6 +177,7 @@ def _waiting(
         waiting=jobs.pending,
         dead=jobs.dead,
         delivered=jobs.delivered,
+        dropped=jobs.dropped,
         held_bytes=tenants.held_bytes(db, one.id),
         bytes_max=tenant.bytes_max if tenant else None,
         oldest_waiting_ms=jobs.oldest_pending_ms,

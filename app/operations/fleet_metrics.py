@@ -9,7 +9,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from app import __version__
-from app.operations.fleet import CentreStatus, Waiting
+from app.operations.fleet import CentreStatus, DestinationStatus
 from app.operations.metrics import PREFIX, gauge
 
 
@@ -47,14 +47,15 @@ def _of_machines(found: CentreStatus) -> Iterator[Metric]:
     for one in found.destinations:
         for of in one.machines:
             names = [one.tenant or "", of.machine]
-            for state, number in (("pending", of.waiting), ("dead", of.dead), ("delivered", of.delivered)):
+            by_state = {"pending": of.waiting, "dead": of.dead, "delivered": of.delivered, "dropped": of.dropped}
+            for state, number in by_state.items():
                 logs.add_metric([*names, state], number)
             waited_ms = 0 if of.oldest_waiting_ms is None else max(0, found.now_ms - of.oldest_waiting_ms)
             oldest.add_metric(names, waited_ms / 1000)
     yield from (logs, oldest)
 
 
-def _of_tenants(destinations: tuple[Waiting, ...]) -> Iterator[Metric]:
+def _of_tenants(destinations: tuple[DestinationStatus, ...]) -> Iterator[Metric]:
     label = ["tenant"]
     is_up = GaugeMetricFamily(f"{PREFIX}_fleet_tenant_up", "1 unless its Helicone is down or refuses.", labels=label)
     held = GaugeMetricFamily(f"{PREFIX}_fleet_held_bytes", "Bodies that wait or are dead, compressed.", labels=label)

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from app.ledger import arrivals, claims, confirmations, destinations
+from app.ledger import arrivals, claims, confirmations, dead_letters, destinations
 from app.ledger.arrivals import Arrival, DeadArrival, OfMachine, Sums
+from app.ledger.dead_letters import Choice
 from app.ledger.job import Version
 from tests.support.ledger_bench import LedgerBench, version
 
@@ -43,13 +44,14 @@ def test_each_machine_has_its_own(two_machines: LedgerBench) -> None:
 
 def test_the_sums_are_those_of_all_machines(two_machines: LedgerBench) -> None:
     here = two_machines.destination
+    dead_letters.purge_dead(two_machines.db, Choice(since_ms=12), two_machines.now_ms)
     other = LedgerBench(two_machines.db)
     other.destination = destinations.destination(other.db, "https://elsewhere.invalid", "fingerprint", 0).id
     other.put(of("a", "ses_1"))
     assert arrivals.by_machine(two_machines.db) == [
-        Sums(here, "a", waiting=1, dead=1, delivered=2, oldest_waiting_ms=1_000),
-        Sums(here, "b", waiting=1, dead=2, delivered=0, oldest_waiting_ms=1_500),
-        Sums(other.destination, "a", waiting=1, dead=0, delivered=0, oldest_waiting_ms=1_000),
+        Sums(here, "a", waiting=1, dead=1, delivered=2, dropped=0, oldest_waiting_ms=1_000),
+        Sums(here, "b", waiting=1, dead=1, delivered=0, dropped=1, oldest_waiting_ms=1_500),
+        Sums(other.destination, "a", waiting=1, dead=0, delivered=0, dropped=0, oldest_waiting_ms=1_000),
     ]
 
 
