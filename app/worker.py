@@ -15,8 +15,7 @@ import sqlite3
 import sys
 import threading
 import time
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -46,7 +45,7 @@ from app.delivery.policy_check import PolicyCheck
 from app.delivery.policy_sweep import PolicySweep
 from app.delivery.poller import POLL_MS, Poller
 from app.delivery.sender import Place, Sender
-from app.exporters.client import ClientError, ReadBackError
+from app.exporters.client import ClientError
 from app.exporters.connect import connect
 from app.exporters.kinds import traits_of
 from app.exporters.outcome import Outcome
@@ -331,18 +330,20 @@ class Worker:
         """Read back what is due; None where nothing is read back."""
         require_known(self.db)
         now_ms = clock.now_ms()
+        if self._plan.url is None:
+            if not self.lifetime.is_short:  # else it decides nothing about what others have delivered
+                given_up = confirmations.give_up_confirmation(self.db, self.target.id)
+                self._log(f"delivered jobs are not confirmed: {self._plan.off_reason}; {given_up} given up")
+            return None
+        if self._client is None:
+            return None  # without a key nothing was delivered
         if self._allowance is None:
-            if self._plan.url is None:
-                if not self.lifetime.is_short:  # else it decides nothing about what others have delivered
-                    given_up = confirmations.give_up_confirmation(self.db, self.target.id)
-                    self._log(f"delivered jobs are not confirmed: {self._plan.off_reason}; {given_up} given up")
-                return None
             readback.resume_read_back(self.db, self.target.id)
             self._allowance = confirm.Allowance(self._plan.queries_per_minute, 1, now_ms)
         failure = confirm.confirm(
             self.db,
             self.target.id,
-            self._stored,
+            confirm.fetch_from(self._client, self._plan.url),
             now_ms,
             traits=self._traits,
             allowance=self._allowance,
@@ -352,14 +353,6 @@ class Worker:
             self._log(f"delivered jobs cannot be confirmed: {failure}")
         next_ms = confirmations.next_confirmation_ms(self.db, self.target.id)
         return CONFIRM_MS_MAX if next_ms is None else max(CONFIRM_MS, min(CONFIRM_MS_MAX, next_ms - now_ms))
-
-    def _stored(self, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool] | confirm.Unread:
-        assert self._client is not None  # noqa: S101 - without a key nothing was delivered
-        assert self._plan.url is not None  # noqa: S101 - nor is anything read back without an address
-        try:
-            return self._client.stored(self._plan.url, start_ms=start_ms, request_ids=request_ids)
-        except ReadBackError as error:
-            return confirm.Unread(str(error))
 
     def _ask(self, asking: Asking) -> int:
         if asking.step(clock.read()):

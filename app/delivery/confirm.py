@@ -26,6 +26,7 @@ from typing import TypeAlias
 
 from app.database.connection import Database
 from app.delivery.backoff import pause_ms
+from app.exporters.client import Client, ReadBackError
 from app.exporters.traits import Plan, Traits
 from app.ledger import confirmations, destinations, flow, readback
 from app.ledger.confirmations import Unconfirmed
@@ -95,6 +96,18 @@ class Unread:
 
 Fetch: TypeAlias = Callable[[int, Sequence[uuid.UUID]], Mapping[uuid.UUID, bool] | Unread]
 """(earliest start in ms, wanted request ids) -> those that are stored, and whether with their bodies."""
+
+
+def fetch_from(client: Client, url: str) -> Fetch:
+    """Ask this client, at the address of `Plan`."""
+
+    def fetch(start_ms: int, request_ids: Sequence[uuid.UUID]) -> Mapping[uuid.UUID, bool] | Unread:
+        try:
+            return client.stored(url, start_ms=start_ms, request_ids=request_ids)
+        except ReadBackError as error:
+            return Unread(str(error))
+
+    return fetch
 
 
 def confirm(

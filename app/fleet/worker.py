@@ -40,7 +40,7 @@ from app.delivery.deliver import DeliveryContext, deliver, release_unfinished
 from app.delivery.loop import Loop
 from app.delivery.sender import Place, Sender
 from app.exporters.access import Access
-from app.exporters.client import Client, ClientError, ReadBackError
+from app.exporters.client import Client, ClientError
 from app.exporters.connect import connect
 from app.exporters.kinds import traits_of
 from app.exporters.outcome import Outcome
@@ -487,7 +487,7 @@ class CentralWorker:
             failure = confirm.confirm(
                 self.db,
                 sink.destination.id,
-                _stored(sink, sink.plan.url),
+                confirm.fetch_from(sink.client, sink.plan.url),
                 self._clock.now_ms(),
                 traits=sink.traits,
                 allowance=self._allowance(sink),
@@ -503,16 +503,6 @@ class CentralWorker:
             readback.resume_read_back(self.db, destination_id)
             self._allowances[destination_id] = confirm.Allowance(sink.plan.queries_per_minute, 1, self._clock.now_ms())
         return self._allowances[destination_id]
-
-
-def _stored(sink: Sink, url: str) -> confirm.Fetch:
-    def fetch(start_ms: int, request_ids: Sequence[uuid.UUID]) -> Mapping[uuid.UUID, bool] | confirm.Unread:
-        try:
-            return sink.client.stored(url, start_ms=start_ms, request_ids=request_ids)
-        except ReadBackError as error:
-            return confirm.Unread(str(error))
-
-    return fetch
 
 
 def from_environment(sources: Sources, environ: Mapping[str, str]) -> CentralWorker:
