@@ -113,8 +113,9 @@ def is_newer(db: Database) -> bool:
 
 def require_known(db: Database) -> None:
     """Raises SchemaError when `is_newer`."""
-    if is_newer(db):
-        raise SchemaError(f"the ledger has schema {version_of(db)}, this program knows up to {migrations()[-1][0]}")
+    found, newest = version_of(db), migrations()[-1][0]
+    if found > newest:
+        raise SchemaError(f"the ledger has schema {found}, this program knows up to {newest}")
 
 
 def version_of(db: Database) -> int:

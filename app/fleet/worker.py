@@ -32,7 +32,7 @@ from app import __version__
 from app.capture.targets import target
 from app.database import derived
 from app.database.postgres import PostgresLedger
-from app.database.schema import SchemaError, is_newer, require_known
+from app.database.schema import SchemaError, require_known
 from app.database.server import open_postgres
 from app.delivery import backoff, confirm
 from app.delivery.access import access
@@ -442,8 +442,12 @@ class CentralWorker:
 
     def _require_known_schema(self) -> None:
         """Raises SchemaError where a newer program has changed the tables; then nothing is claimed here any more."""
-        self._knows_schema = not is_newer(self.db)
-        require_known(self.db)
+        try:
+            require_known(self.db)
+        except SchemaError:
+            self._knows_schema = False
+            raise
+        self._knows_schema = True
 
     def _take_back(self, now_ms: int) -> None:
         """Take back the jobs of dead workers.
