@@ -43,13 +43,13 @@ def masked(raw: bytes, patterns: tuple[str, ...]) -> bytes:
     Raises PatternError for patterns that cannot be compiled.
     """
     compiled = _compiled(patterns)
+    masks = _Masks(compiled)
     try:
-        body = json.loads(raw.decode("utf-8", "replace"))
+        body = json.loads(raw.decode("utf-8", "replace"), object_pairs_hook=masks.object_of)
     except (ValueError, RecursionError):
         return raw
     if not compiled or not isinstance(body, dict):
         return raw
-    masks = _Masks(compiled)
     made = masks.envelope(body)
     return dumped(made).encode() if masks.is_changed else raw
 
@@ -68,6 +68,12 @@ class _Masks:
         """A request stands in its log twice."""
         self.is_changed = False
 
+    def object_of(self, pairs: list[tuple[str, Any]]) -> Object:
+        """Of a name that stands twice the last value counts, as for whoever reads the log; the others must go."""
+        made = dict(pairs)
+        self.is_changed |= len(made) < len(pairs)
+        return made
+
     def envelope(self, body: Object) -> Object:
         """All of a log. The fields beside the envelope's own are the request once more."""
         request = self._fields({name: value for name, value in body.items() if name not in _ENVELOPE})
@@ -75,7 +81,7 @@ class _Masks:
             "providerRequest": self._part,
             "providerResponse": self._part,
             "timing": lambda value: self._value(value, 1),
-            "provider": lambda value: value,
+            "provider": self._kept,
         }
         return {name: own[name](value) if name in own else request[name] for name, value in body.items()}
 
@@ -94,12 +100,21 @@ class _Masks:
         kind = value.get("_type")
         kept = {*_KEPT, "name"} if kind == "data" else _KEPT
         return {
-            name: inner if name in kept else self._value(inner, 1, is_content=(name, kind) == ("input", "tool"))
+            name: self._kept(inner)
+            if name in kept
+            else self._value(inner, 1, is_content=(name, kind) == ("input", "tool"))
             for name, inner in value.items()
         }
 
     def _meta(self, meta: Object) -> Object:
-        return {name: value if name.lower() in _KEPT_META else self._value(value, 1) for name, value in meta.items()}
+        return {
+            name: self._kept(value) if name.lower() in _KEPT_META else self._value(value, 1)
+            for name, value in meta.items()
+        }
+
+    def _kept(self, value: Any) -> Any:
+        """What Helicone knows a log by is a text; anything else in its place is masked like all the rest."""
+        return value if isinstance(value, str) else self._value(value, 1)
 
     def _value(self, value: Any, depth: int, *, is_content: bool = False) -> Any:
         """`is_content`: all of it was made up by a model, names and numbers too."""
@@ -123,7 +138,9 @@ class _Masks:
         for number, (name, inner) in enumerate(value.items()):
             shown = self._text(name) if is_content else name
             # Two names may look alike now; neither takes the other's place.
-            made[f"{shown} {number}" if shown in made else shown] = self._value(inner, depth + 1, is_content=is_content)
+            while shown in made or (shown != name and shown in value):
+                shown = f"{shown} {number}"
+            made[shown] = self._value(inner, depth + 1, is_content=is_content)
         return made
 
     def _text(self, value: str) -> str:

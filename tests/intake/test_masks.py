@@ -196,3 +196,23 @@ def test_a_pattern_that_cannot_be_used_is_said_without_its_text() -> None:
 def test_a_pattern_that_is_slow_elsewhere_is_not_here() -> None:
     """RE2's time is linear; Python's own would not come back."""
     assert b"[REDACTED]" not in masked(envelope(ONE, "a" * 100_000 + "!"), (r"(a+)+$",))
+
+
+def test_a_name_that_stands_twice_hides_nothing() -> None:
+    """Whoever parses the log sees the last one alone."""
+    twice = envelope(ONE).replace(b'"content": "hello"', b'"content": "swordfish", "content": "hello"')
+    assert b"swordfish" in twice
+    assert b"swordfish" not in masked(twice, ("swordfish",))
+    assert log_of(masked(twice, ("swordfish",))).request_body == log_of(envelope(ONE)).request_body
+
+
+@pytest.mark.parametrize("value", [{"a": "swordfish"}, ["swordfish"]])
+def test_what_should_be_a_text_that_finds_the_log_is_kept_as_a_text_alone(value: object) -> None:
+    body = with_request({"model": value, "_type": "data", "name": value}, **{"Helicone-User-Id": value})  # type: ignore[arg-type]  # the point
+    body = json.dumps(json.loads(body) | {"provider": value}).encode()
+    assert b"swordfish" not in masked(body, ("swordfish",))
+
+
+def test_names_that_look_alike_then_lose_no_value() -> None:
+    given = {"[REDACTED] 2": 1, "swordfish-1": 2, "swordfish-2": 3, "[REDACTED]": 4}
+    assert sorted(request(tool(given), "swordfish-[0-9]")["input"].values()) == [1, 2, 3, 4]
