@@ -219,6 +219,11 @@ def remove(db: PostgresLedger, name: str) -> None:
     confirmations.give_up_confirmation(db, found.destination_id)  # nobody has its key any more
 
 
+def is_there(db: PostgresLedger, found: Tenant) -> bool:
+    """Whether it has not been removed; waits for whoever is about to remove it."""
+    return db.execute("select 1 from tenant where id = ? for key share", (found.id,)).fetchone() is not None
+
+
 def add_token(db: PostgresLedger, tenant_name: str, machine: str) -> str:
     """A token for this machine; one that it had before is none any more. It is shown once. Raises TenantError."""
     token = new_token()

@@ -24,16 +24,18 @@ import json
 import logging
 import os
 import queue
+import re
 import socket
 import sqlite3
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from anyio import to_thread
+from anyio import from_thread, to_thread
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -41,14 +43,14 @@ from starlette.routing import Route
 
 from app import __version__
 from app.database.postgres import PostgresLedger
-from app.database.schema import SchemaError
+from app.database.schema import SchemaError, is_newer
 from app.database.server import open_postgres
 from app.fleet import presence, tenants
 from app.fleet.presence import server_ms
 from app.fleet.queue import CentralQueue
-from app.fleet.tenants import Admission
+from app.fleet.tenants import Admission, Tenant
 from app.intake.masks import masked
-from app.ledger import arrivals, versions
+from app.ledger import adoption, arrivals, versions
 from app.ledger.decision import WANTED
 from app.ledger.job import Body, Version
 from app.pages.loopback import server
@@ -67,6 +69,13 @@ UNKNOWN_BYTES_MAX = 1024 * 1024
 """No more of a body is kept before it is known whose it is: anybody may open connections and send."""
 CONNECTIONS = 8
 """To the database, of one process: so many logs are written at a time."""
+GIVEN_UP_S = 25.0
+"""A machine waits 30 s for its POST."""
+SESSION_CHARS_MAX = 512
+"""OpenCode's have 30; an index takes 2,700 bytes."""
+NO_ID = "00000000-0000-0000-0000-000000000000"
+"""Stands for the one that Helicone would make up where a log has none, or a malformed one."""
+UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 TIME_DIGITS = 15
 """Of a time in milliseconds; those of today have 13."""
 FULL_S = 60
@@ -96,6 +105,8 @@ class Posted:
     """The export mode that it was made under."""
     turn_ms: int | None
     """When the last thing happened in its turn; both None where the machine does not say."""
+    is_given_up: Callable[[], bool] = lambda: False
+    """Whether the machine waits for no answer any more: it may have sent a later version meanwhile."""
 
 
 def _json(value: object) -> bytes:
@@ -103,14 +114,26 @@ def _json(value: object) -> bytes:
 
 
 _JSON = {"content-type": "application/json"}
+
+
+def _refusal(status: int, why: str, retry_after_s: int | None = None) -> Answer:
+    """A machine shows its person the `error`."""
+    later = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
+    return Answer(status, _json({"error": why}), {**_JSON, **later})
+
+
 _KNOWN = Answer(200, b"", {})
-_UNKNOWN = Answer(401, b"Unauthorized", {})
-_TOO_MUCH = Answer(403, _json({"error": "this centre takes logs of export mode metadata_only alone"}), _JSON)
-_FULL = Answer(429, b"what waits has reached its limit", {"retry-after": str(FULL_S)})
-_AWAY = Answer(503, b"the database is away", {"retry-after": str(AWAY_S)})
-_NO_PATTERN = Answer(503, b"a redaction pattern of the tenant cannot be used", {"retry-after": str(FULL_S)})
+_UNKNOWN = _refusal(401, "the token is revoked, or never was one")
+_TOO_MUCH = _refusal(403, "this centre takes logs of export mode metadata_only alone")
+_FULL = _refusal(429, "what waits at the centre has reached its limit", FULL_S)
+_AWAY = _refusal(503, "the centre's database is away", AWAY_S)
+_LATE = _refusal(503, "it came too late, and may be older than what came since", AWAY_S)
+_NEWER = _refusal(503, "the centre is being upgraded", FULL_S)
+_NO_PATTERN = _refusal(503, "a redaction pattern of the tenant cannot be used", FULL_S)
 _TOO_LARGE = Answer(400, b"Payload too large", {})
-_NO_QUESTION = Answer(400, _json({"error": f"requestIds must be a list of at most {IDS_MAX} texts"}), _JSON)
+_NO_LOG = _refusal(400, "its numbers cannot be read")
+_NO_ID = _refusal(400, "Helicone-Request-Id must be a UUID, and Helicone-Session-Id no longer than 512 characters")
+_NO_QUESTION = _refusal(400, f"requestIds must be a list of at most {IDS_MAX} UUIDs")
 
 
 class Intake:
@@ -126,6 +149,7 @@ class Intake:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._name = uuid.uuid4().hex
+        self._is_too_old = False
 
     def take(self, token: str, posted: Posted) -> Answer:
         """What a log is answered; 200 only when it is committed."""
@@ -151,7 +175,10 @@ class Intake:
 
         try:
             return self._with_database(answer)
-        except (sqlite3.Error, OSError, SchemaError) as error:
+        except SchemaError as error:
+            log.warning("a machine was not served: %s", error)
+            return _NEWER
+        except (sqlite3.Error, OSError) as error:
             log.warning("a machine was not served: %s", error)
             return _AWAY
 
@@ -159,45 +186,46 @@ class Intake:
         """Raises sqlite3.Error, OSError, SchemaError."""
         db = self._idle.get()
         try:
-            if db is not None and db.is_current():
-                # One that was open while the server started anew says so only when it is asked.
-                with suppress(sqlite3.OperationalError):
-                    return act(db)
+            if db is not None:
+                if db.is_current() and not self._is_too_old:
+                    # One that was open while the server started anew says so only when it is asked.
+                    with suppress(sqlite3.OperationalError):
+                        return act(db)
                 db.close()
-            db = open_postgres(self._url)
+            db = open_postgres(self._url)  # which refuses a newer schema
+            self._is_too_old = False
             return act(db)
         finally:
             self._idle.put(db)
 
     def _take(self, db: PostgresLedger, admitted: Admission, token: str, posted: Posted) -> Answer:
-        tenant = admitted.tenant
-        if tenant.policy.export_mode == "metadata_only" and posted.mode != "metadata_only":
-            return _TOO_MUCH
-        try:
-            raw = masked(posted.raw, tenant.policy.redact_patterns)
-        except PatternError as error:
-            log.warning("nothing of tenant %s is taken: %s", tenant.name, error.without_text)
-            return _NO_PATTERN
-        now_ms = server_ms(db)
-        # Without the request's own headers: the body alone is sent on.
-        reply = handler.worker_reply({"authorization": f"Bearer {token}"}, raw, None, now_ms, str(uuid.uuid4()))
-        if reply.log is None:
-            return Answer(reply.status, reply.body, reply.headers)
+        tenant, now_ms = admitted.tenant, server_ms(db)
+        read = _read_log(tenant, token, posted, now_ms)
+        if isinstance(read, Answer):
+            return read
         if tenants.is_full(db, tenant):
             return _FULL
-        body = Body(uuid.UUID(reply.log.request_id), raw)
-        session = reply.log.properties.get("Helicone-Session-Id") or str(body.request_id)
         turn_ms = now_ms if posted.turn_ms is None else min(posted.turn_ms, now_ms)
-        version = _version(admitted, session, body, turn_ms)
-        decision = versions.insert(db, tenant.destination_id, version, [body], now_ms=now_ms)
+        version = _version(admitted, read, turn_ms)
+        if posted.is_given_up():
+            return _LATE
+        decision = versions.insert(db, tenant.destination_id, version, [read.body], now_ms=now_ms)
+        # Where its time is the server's own, that has gone back: what has come now only seems the older one.
+        if (
+            decision not in WANTED
+            and turn_ms == now_ms
+            and not arrivals.is_current(db, tenant.destination_id, version.key)
+        ):
+            return _LATE
+        if not tenants.is_there(db, tenant):
+            # Removed meanwhile, when this one did not wait yet. The machine keeps it.
+            adoption.give_up(db, tenant.destination_id, now_ms)
+            return _UNKNOWN
         if decision in WANTED:
             with self._lock:
                 self._arrived.append((tenant.destination_id, version.key, False))
-        # Where its time is the server's own, that has gone back: what has come now only seems the older one.
-        elif turn_ms == now_ms and not arrivals.is_current(db, tenant.destination_id, version.key):
-            return _AWAY
         failpoint.reach("intake.committed")
-        return Answer(reply.status, reply.body, reply.headers)
+        return read.taken
 
     def wake(self) -> None:
         """Wake workers for what has arrived, until `stop`."""
@@ -212,11 +240,16 @@ class Intake:
         while True:
             # Where the database is away, each log that is not taken tells of it.
             with suppress(sqlite3.Error, OSError, SchemaError):
-                self._with_database(lambda db: presence.beat(db, self._name, says))
+                self._is_too_old = self._with_database(lambda db: self._beat(db, says))
             if self._stop.wait(presence.BEAT_MS / 1000):
                 break
         with suppress(sqlite3.Error, OSError, SchemaError):
             self._with_database(lambda db: presence.withdraw(db, self._name))
+
+    def _beat(self, db: PostgresLedger, says: Mapping[str, object]) -> bool:
+        """Whether a newer program has changed the tables meanwhile: then nothing is written here any more."""
+        presence.beat(db, self._name, says)
+        return is_newer(db)
 
     def stop(self) -> None:
         """`beat` and `wake` end."""
@@ -231,10 +264,43 @@ class Intake:
                     db.close()
 
 
-def _version(admitted: Admission, session: str, body: Body, turn_ms: int) -> Version:
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """One that may be taken."""
+
+    body: Body
+    session: str
+    taken: Answer
+    """What is answered then."""
+
+
+def _read_log(tenant: Tenant, token: str, posted: Posted, now_ms: int) -> _Log | Answer:
+    """The log as it is kept, its tenant's patterns masked; or why it is not taken."""
+    if tenant.policy.export_mode == "metadata_only" and posted.mode != "metadata_only":
+        return _TOO_MUCH
+    try:
+        raw = masked(posted.raw, tenant.policy.redact_patterns)
+    except PatternError as error:
+        log.warning("nothing of tenant %s is taken: %s", tenant.name, error.without_text)
+        return _NO_PATTERN
+    try:
+        # Without the request's own headers: the body alone is sent on.
+        reply = handler.worker_reply({"authorization": f"Bearer {token}"}, raw, None, now_ms, NO_ID)
+    except (OverflowError, RecursionError, ValueError):  # a number that no clock and no purse has
+        return _NO_LOG
+    if reply.log is None:
+        return Answer(reply.status, reply.body, reply.headers)
+    session = reply.log.properties.get("Helicone-Session-Id") or reply.log.request_id
+    if reply.log.request_id == NO_ID or len(session) > SESSION_CHARS_MAX:
+        return _NO_ID
+    body = Body(uuid.UUID(reply.log.request_id), raw)
+    return _Log(body, session, Answer(reply.status, reply.body, reply.headers))
+
+
+def _version(admitted: Admission, read: _Log, turn_ms: int) -> Version:
     """By its turn's time; of two with the same time, as a recall and what it overwrites, the one that comes later."""
-    request_id = str(body.request_id)
-    key = hashlib.sha256(f"{session}\0{request_id}\0{body.digest.hex()}".encode()).hexdigest()
+    session, request_id = read.session, str(read.body.request_id)
+    key = hashlib.sha256(f"{session}\0{request_id}\0{read.body.digest.hex()}".encode()).hexdigest()
     return Version(session, session, request_id, key, turn_ms, user_id="", folder=admitted.machine)
 
 
@@ -273,7 +339,9 @@ def _asked(text: bytes) -> list[str] | None:
     except (ValueError, RecursionError):
         return None
     names = told.get("requestIds") if isinstance(told, dict) else None
-    if not isinstance(names, list) or len(names) > IDS_MAX or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or len(names) > IDS_MAX:
+        return None
+    if not all(isinstance(name, str) and UUID.fullmatch(name) for name in names):
         return None
     return names
 
@@ -310,8 +378,9 @@ def create(url: str) -> Starlette:
         return _response(raw if isinstance(raw, Answer) else await to_thread.run_sync(act, token, raw))
 
     async def take(request: Request) -> Response:
+        is_given_up = _given_up(request)
         mode, turn_ms = request.headers.get(MODE_HEADER), _digits(request.headers.get(TURN_HEADER))
-        return await answer(request, lambda token, raw: intake.take(token, Posted(raw, mode, turn_ms)))
+        return await answer(request, lambda token, raw: intake.take(token, Posted(raw, mode, turn_ms, is_given_up)))
 
     async def machine(request: Request) -> Response:
         return await answer(request, lambda token, _: intake.machine(token))
@@ -327,6 +396,12 @@ def create(url: str) -> Starlette:
     app = Starlette(lifespan=lifespan, routes=routes)
     app.router.redirect_slashes = False
     return app
+
+
+def _given_up(request: Request) -> Callable[[], bool]:
+    """As of `Posted`, for a request that has just begun; to be asked in a thread."""
+    began_s = time.monotonic()
+    return lambda: time.monotonic() - began_s > GIVEN_UP_S or from_thread.run(request.is_disconnected)
 
 
 def _token(request: Request) -> str | None:

@@ -10,8 +10,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -23,7 +25,7 @@ from app.fleet.presence import server_ms
 from app.fleet.queue import CentralQueue
 from app.fleet.tenants import TenantPolicy
 from app.intake import server as module
-from app.ledger import claims, confirmations, dead_letters
+from app.ledger import claims, confirmations, dead_letters, versions
 from app.ledger.dead_letters import Choice
 from app.ledger.job import Accepted, Claim, FailedAttempt, bodies
 from app.pages import loopback
@@ -32,6 +34,7 @@ from app.runtime.failpoint import VARIABLE
 from app.settings.intake import (
     DEAD_MAX,
     IDS_MAX,
+    LOG_PATH,
     MACHINE_PATH,
     MODE_HEADER,
     STATES_PATH,
@@ -175,8 +178,7 @@ def test_tenants_have_the_same_record_each_for_itself(centre: Centre) -> None:
 def test_what_only_the_requests_own_headers_say_is_not_taken_for_said(centre: Centre) -> None:
     """The body alone is sent on."""
     body = envelope(ONE, providerRequest={"url": "u", "json": {}, "meta": {}})
-    headers = send(centre.url, centre.token, body, {"helicone-request-id": ONE})[1]
-    assert headers["helicone-id"] != ONE
+    assert send(centre.url, centre.token, body, {"helicone-request-id": ONE})[0] == 400
 
 
 def test_a_machine_finds_the_intake_by_its_address_alone(centre: Centre) -> None:
@@ -438,7 +440,7 @@ def test_401_for_who_has_no_token(centre: Centre) -> None:
     tenants.revoke(centre.db, "alpha", "another")
     for token in (revoked, tenants.new_token(), api_key("a"), "x", None):
         status, _, body = send(centre.url, token, envelope(TWO))
-        assert (status, body) == (401, b"Unauthorized")
+        assert (status, json.loads(body)) == (401, {"error": "the token is revoked, or never was one"})
     assert send(centre.url, centre.token, envelope(TWO))[0] == 200
 
 
@@ -532,9 +534,90 @@ def test_without_the_database_a_machine_waits_and_with_it_nothing_more_is_refuse
 def test_a_schema_of_a_newer_program_is_no_machines_fault(centre: Centre) -> None:
     centre.db.execute("update meta set value = '99999' where name = 'schema'")
     try:
-        assert send(centre.url, centre.token, envelope(ONE))[0] == 503
+        wait_until(lambda: send(centre.url, centre.token, envelope(ONE))[0] == 503)
     finally:
         centre.db.execute("update meta set value = ? where name = 'schema'", (str(NEWEST),))
+    wait_until(lambda: send(centre.url, centre.token, envelope(ONE))[0] == 200)
+
+
+def test_a_schema_that_changes_under_a_connection_is_seen_at_the_next_beat(
+    centre: Centre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "BEAT_MS", 50)
+    with intake(centre.database_url) as url:
+        assert send(url, centre.token, envelope(ONE))[0] == 200
+        centre.db.execute("update meta set value = '99999' where name = 'schema'")
+        try:
+            wait_until(lambda: send(url, centre.token, envelope(TWO))[0] == 503)
+        finally:
+            centre.db.execute("update meta set value = ? where name = 'schema'", (str(NEWEST),))
+        wait_until(lambda: send(url, centre.token, envelope(TWO))[0] == 200)
+
+
+# --- what is not taken though it might be
+
+
+def test_what_a_machine_gave_up_on_is_not_taken_any_more(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another intake it may have sent a stricter version of the same turn since."""
+    parts = urlsplit(centre.url)
+    connection = HTTPConnection(parts.hostname or "", parts.port)
+    real = module.Intake._take
+    answers: list[int] = []
+
+    def take(self: module.Intake, db: PostgresLedger, admitted: Any, token: str, posted: module.Posted) -> Any:
+        connection.close()
+        wait_until(posted.is_given_up)
+        answer = real(self, db, admitted, token, posted)
+        answers.append(answer.status)
+        return answer
+
+    monkeypatch.setattr(module.Intake, "_take", take)
+    connection.request("POST", LOG_PATH, envelope(ONE), {"authorization": f"Bearer {centre.token}"})
+    wait_until(lambda: answers != [])
+    assert (answers, centre.jobs()) == ([503], [])
+
+
+def test_what_took_longer_than_a_machine_waits_is_not_taken(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GIVEN_UP_S", 0.0)
+    assert send(centre.url, centre.token, envelope(ONE))[0] == 503
+    assert centre.jobs() == []
+    assert inspect.signature(Client).parameters["deadline_s"].default > 25.0
+
+
+def test_a_tenant_that_is_removed_meanwhile_has_taken_nothing(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = versions.insert
+
+    def insert(db: PostgresLedger, *given: Any, **named: Any) -> Any:
+        tenants.revoke(centre.db, "alpha", "laptop")
+        tenants.remove(centre.db, "alpha")
+        return real(db, *given, **named)
+
+    monkeypatch.setattr(versions, "insert", insert)
+    assert send(centre.url, centre.token, envelope(ONE))[0] == 401
+    states = [tuple(row) for row in centre.db.execute("select state, drop_reason from job")]
+    assert states == [("dropped", "purged")]
+
+
+ODD = {
+    "no id": envelope(ONE, providerRequest={"url": "u", "json": {}, "meta": {}}),
+    "an id that is none": envelope("request-1"),
+    "a session's name of a page": envelope(ONE, session="s" * 513),
+    "a time beyond all": envelope(
+        ONE,
+        timing={
+            "startTime": {"seconds": 10**400, "milliseconds": 0},
+            "endTime": {"seconds": 10**400, "milliseconds": 0.5},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("body", ODD.values(), ids=ODD.keys())
+def test_what_nobody_could_find_again_is_refused_for_good(centre: Centre, body: bytes) -> None:
+    status, _, said = send(centre.url, centre.token, body)
+    assert status == 400
+    assert "error" in json.loads(said)
+    assert centre.jobs() == []
 
 
 def test_a_slow_line_has_as_long_as_a_machine_waits_for_its_post() -> None:
