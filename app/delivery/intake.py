@@ -149,8 +149,10 @@ class Asking:
         self._hurry.clear()
         before, basis = heard.kept(self._path), heard.basis(self._path)
         known = asked(self._intake, before, now.wall_ms)
-        self._due_ms = now.steady_ms + (ASK_SOON_MS if known.failure or known.answer is None else ASK_MS)
+        self._due_ms = now.steady_ms + ASK_SOON_MS
         heard.keep(self._path, known)
+        if known.answer is not None and not known.failure:
+            self._due_ms = now.steady_ms + ASK_MS
         if known.failure:
             if known.failure != before.failure:
                 self._log(f"the intake was asked in vain what may leave: {known.failure}")

@@ -473,9 +473,8 @@ class CentralWorker:
         given_up = confirmations.give_up_confirmations(self.db, now_ms, bytes_max=None, age_ms_max=age_ms_max)
         if given_up:
             log.warning("gave up confirming %d delivered job(s): too old (maxSpoolAge)", given_up)
+        # No job is dropped by age: a machine has given up its own, because this one was answered with 200.
         self._beat_if_due()
-        if dropped := pruning.drop_aged(self.db, now_ms, age_ms_max):
-            log.warning("dropped %d job(s) by age (maxSpoolAge)", dropped)
         pruning.forget_acknowledgements(self.db, now_ms)
         self._beat_if_due()
         derived.sum_up(self.db)

@@ -442,4 +442,4 @@ def serve(url: str, bound: socket.socket) -> None:
     with closing(open_postgres(url)) as db, closing(CentralQueue(url)) as wakes:
         wakes.make_tables(db)
     with suppress(KeyboardInterrupt):
-        server(create(url), REQUEST_S_MAX).run(sockets=[bound])
+        server(create(url), REQUEST_S_MAX, int(GIVEN_UP_S)).run(sockets=[bound])

@@ -70,8 +70,11 @@ def address(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def server(app: ASGIApp, request_s_max: float = REQUEST_S_MAX) -> uvicorn.Server:
-    """The web server that these applications are made for; `run(sockets=[listening(...)])` starts it."""
+def server(app: ASGIApp, request_s_max: float = REQUEST_S_MAX, ends_s_max: int = 1) -> uvicorn.Server:
+    """The web server that these applications are made for; `run(sockets=[listening(...)])` starts it.
+
+    `ends_s_max`: so long a request that is being answered is waited for when it is told to stop.
+    """
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -83,7 +86,7 @@ def server(app: ASGIApp, request_s_max: float = REQUEST_S_MAX) -> uvicorn.Server
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=ends_s_max,
         )
     )
 
@@ -99,8 +102,15 @@ class _Impatient(H11Protocol):
         super().connection_made(transport)
         self.deadline = self.loop.call_later(self.request_s_max, transport.abort)
         if len(self.connections) > CONNECTIONS_MAX:
-            waiting = [one for one in self.connections if isinstance(one, _Impatient) and one.deadline is not None]
-            min(waiting, key=_until).transport.abort()
+            others = [one for one in self.connections if isinstance(one, _Impatient)]
+            # One that was answered and is kept for a next request goes before one whose first is on its way.
+            idle = next((one for one in others if one.is_idle()), None)
+            victim = idle or min((one for one in others if one.deadline is not None), key=_until)
+            victim.transport.abort()
+
+    def is_idle(self) -> bool:
+        """Whether its last request was answered, and nothing of another one is here."""
+        return self.deadline is None and self.conn.their_state is h11.IDLE and self.conn.our_state is h11.IDLE
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

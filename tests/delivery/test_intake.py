@@ -17,6 +17,7 @@ from app.ledger import claims
 from app.privacy.policy import Policy
 from app.runtime.clock import Reading
 from app.settings import heard
+from app.settings import heard
 from app.settings.heard import Kept
 from app.settings.intake import IDS_MAX, MACHINE_PATH, MODE_HEADER, STATES_PATH, TURN_HEADER, RecordState
 from app.settings.model import Settings
@@ -64,6 +65,21 @@ def asked(tmp_path: Path) -> Iterator[Asked]:
         yield Asked(
             intake, tmp_path / "intake-x.json", Asking(client, tmp_path / "intake-x.json", logged.append), logged
         )
+
+
+def test_where_an_answer_cannot_be_kept_it_is_asked_for_again_soon(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(heard, "keep", fail)
+        with pytest.raises(OSError, match="no space"):
+            asked.step()
+    assert not asked.step(ASK_SOON_MS - 1)
+    assert asked.step(1)
+    assert asked.kept.answer == answer("full")
 
 
 def test_it_is_asked_under_the_token_when_a_worker_starts_and_from_time_to_time(asked: Asked) -> None:

@@ -73,6 +73,16 @@ def test_many_that_send_half_a_request_lock_nobody_out(port: int) -> None:
         assert httpx.get(f"http://127.0.0.1:{port}", trust_env=False, timeout=5).status_code == 200
 
 
+@pytest.mark.slow
+def test_many_that_were_answered_and_stay_lock_nobody_out(port: int) -> None:
+    """As one that asks for nothing and comes again and again would."""
+    with ExitStack() as opened:
+        for _ in range(loopback.CONNECTIONS_MAX + 20):
+            connection = opened.enter_context(closing(socket.create_connection(("127.0.0.1", port), timeout=20)))
+            connection.sendall(WHOLE)
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize(
     ("site", "status"), [("cross-site", 403), ("same-site", 403), ("none", 200), ("same-origin", 200)]
 )
