@@ -17,7 +17,6 @@ from app.ledger import claims
 from app.privacy.policy import Policy
 from app.runtime.clock import Reading
 from app.settings import heard
-from app.settings import heard
 from app.settings.heard import Kept
 from app.settings.intake import IDS_MAX, MACHINE_PATH, MODE_HEADER, STATES_PATH, TURN_HEADER, RecordState
 from app.settings.model import Settings

@@ -508,6 +508,9 @@ def test_who_is_full_waits_and_others_do_not(centre: Centre) -> None:
     assert (outcome.kind, outcome.status, outcome.retry_after_ms) == ("wait", 429, module.FULL_S * 1000)
     assert send(centre.url, centre.token, envelope(TWO))[0] == 200
     assert centre.jobs() == [("alpha", "pending", 0), ("full", "pending", 0)]
+    # What is dead takes room as well.
+    centre.db.execute("update job set state = 'dead', due_ms = null, finished_ms = 1")
+    assert send(centre.url, full, envelope(TWO))[0] == 429
 
 
 def test_without_the_database_a_machine_waits_and_with_it_nothing_more_is_refused() -> None:
