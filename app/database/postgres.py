@@ -275,8 +275,11 @@ _DATA = "22"
 """What is said of a value that is no number, no JSON, too long, quotes it."""
 
 
-_UNCONNECTED = re.compile(r"connection to server (?:at|on) [^\n]+ failed: [^\n]+|failed to resolve host '[\w.-]+'")
+_UNCONNECTED = re.compile(r"connection to server (?:at|on) [^\n]+ failed: [^\n]+")
 """What may be repeated of it: of a URL that cannot be read the library quotes any part, the password among them."""
+_UNRESOLVED = "the server's name in it cannot be resolved (within a password @ : / are written %40 %3A %2F)"
+"""Not the name: with such a password it is a part of that."""
+_UNREADABLE = "it is not of the form postgresql://USER:PASSWORD@SERVER/DATABASE"
 
 
 def _unconnected(error: psycopg.Error, url: str) -> str | None:
@@ -284,6 +287,10 @@ def _unconnected(error: psycopg.Error, url: str) -> str | None:
     if isinstance(error, ConnectionTimeout):
         asked = conninfo_to_dict(url)
         return f"no answer from {asked.get('host')}, port {asked.get('port', 5432)} within {CONNECT_S_MAX} s"
+    if "failed to resolve host" in str(error):
+        return _UNRESOLVED
+    if isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None:
+        return _UNREADABLE
     found = _UNCONNECTED.search(str(error))
     return found and found.group()
 

@@ -160,8 +160,11 @@ def change(db: PostgresLedger, name: str, changes: Changes) -> Tenant:
         if (after.endpoint, after.key) != (before.endpoint, before.key):
             fingerprint = destinations.fingerprint(db, after.key)
             if not destinations.readdress(db, before.destination_id, after.endpoint, fingerprint):
-                why = "its endpoint with its key is another destination's of this database"
-                raise TenantError(f"tenant {name}: {why}; for that one add another tenant")
+                holder = next(
+                    (one.name for one in tenants(db) if (one.endpoint, one.key) == (after.endpoint, after.key)), ""
+                )
+                whose = f"tenant {holder} has" if holder else "a worker's own settings have"
+                raise TenantError(f"tenant {name}: {whose} this key at this endpoint already")
         db.execute(
             "update tenant set endpoint = ?, key = ?, bytes_max = ?, rate_per_minute = ?, export_mode = ?,"
             " redact_patterns = ? where id = ?",
@@ -216,6 +219,7 @@ def remove(db: PostgresLedger, name: str) -> None:
             raise TenantError(f"{jobs.pending} of its logs still wait: {helps}")
         db.execute("delete from token where tenant_id = ?", (found.id,))
         db.execute("delete from tenant where id = ?", (found.id,))
+        destinations.vacate(db, found.destination_id)
     confirmations.give_up_confirmation(db, found.destination_id)  # nobody has its key any more
 
 

@@ -167,6 +167,11 @@ def readdress(db: Database, destination_id: int, endpoint: str, key_fingerprint:
     return True
 
 
+def vacate(db: Database, destination_id: int) -> None:
+    """Nobody delivers there any more: its address and key are free for another one, which begins anew."""
+    db.execute("update destination set key_fingerprint = ? where id = ?", (f"removed {destination_id}", destination_id))
+
+
 def own_room(one: Destination) -> int | None:
     """`:room` of a destination."""
     return None if one.kind == HELICONE else one.id

@@ -20,6 +20,7 @@ from app.ledger.arrivals import Sums
 from app.ledger.destinations import Destination
 from app.privacy.user_patterns import compile_pattern
 from app.runtime.url import is_unprotected
+from app.settings.intake import TOKEN
 from app.settings.model import checked
 from app.settings.names import DATABASE_URL
 from app.settings.options import words_of
@@ -127,6 +128,8 @@ def _check(changes: Changes, *, allow_http: bool) -> None:
             checked("api_key", SecretStr(changes.key))
         except ValidationError as error:
             raise TenantError(f"Helicone's key: {words_of(error)}") from None
+        if TOKEN.fullmatch(changes.key):  # its logs would go round in a circle, and count as delivered
+            raise TenantError("that is a machine's token: here belongs Helicone's key")
     if changes.endpoint is not None and is_unprotected(changes.endpoint) and not allow_http:
         why = "http:// shows the key and the sessions to everybody on the way: use https://, or --allow-http"
         raise TenantError(f"the endpoint is on another machine, where {why}")

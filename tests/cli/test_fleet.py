@@ -228,14 +228,16 @@ def test_a_change_that_cannot_be_is_refused(centre: Station, ledger: PostgresLed
     add_tenant(centre, "acme", "--endpoint", ENDPOINT)
     add_tenant(centre, "other", "--endpoint", ENDPOINT, key=api_key("b"))
     before = tenants.tenants(ledger)
-    of_other, empty, broken = (centre.home / name for name in ("other.key", "empty", "broken"))
+    of_other, empty, broken, token = (centre.home / name for name in ("other.key", "empty", "broken", "token"))
+    token.write_text(tenants.new_token(), "utf-8")
     of_other.write_text(api_key("b"), "utf-8")
     empty.write_text("\n", "utf-8")
     broken.write_text(f"two {api_key()}", "utf-8")
     for options, why in (
         ((), "nothing to be changed was named"),
-        (("--key-file", str(of_other)), "another destination's"),
+        (("--key-file", str(of_other)), "has this key at this endpoint already"),
         (("--key-file", str(empty)), "key is empty"),
+        (("--key-file", str(token)), "that is a machine's token"),
         (("--key-file", str(broken)), "printable ASCII"),
         (("--endpoint", "http://helicone.example.com"), "--allow-http"),
         (("--endpoint", "helicone.example.com"), "must start with https://"),

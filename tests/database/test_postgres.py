@@ -234,6 +234,21 @@ def test_who_cannot_connect_says_to_where_and_why(monkeypatch: pytest.MonkeyPatc
     assert refused == f'PostgreSQL: connection to server at "127.0.0.1", port {port} failed: Connection refused'
 
 
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("mysql://u@h/d", "it is not of the form postgresql://"),
+        ("ledger.db", "it is not of the form postgresql://"),
+        ("postgresql://u:p@ss/word@h/d", "within a password @ : / are written"),
+    ],
+)
+def test_a_url_that_is_none_is_told_without_a_word_of_it(url: str, why: str) -> None:
+    with pytest.raises(sqlite3.Error) as raised:
+        PostgresLedger(url)
+    assert why in str(raised.value)
+    assert "'ss'" not in str(raised.value)
+
+
 @pytest.mark.postgres
 def test_no_error_quotes_a_row_or_the_urls_password(ledger: PostgresLedger, postgres_server: Server) -> None:
     for sql in ("insert into job (key) values (?)", "insert into meta values ('salt', ?)", "select ?::bigint"):

@@ -14,7 +14,7 @@ from app.database.postgres import PostgresLedger
 from app.fleet import tenants
 from app.fleet.presence import server_ms
 from app.fleet.tenants import Changes, Tenant, TenantError, TenantPolicy
-from app.ledger import claims, dead_letters
+from app.ledger import claims, counts, dead_letters
 from app.ledger.dead_letters import Choice
 from tests.support.ledger_bench import LedgerBench, accepted, version
 from tests.support.postgres import Server
@@ -111,7 +111,7 @@ def test_what_is_named_is_changed_and_the_rest_stays(ledger: PostgresLedger, ten
 
 def test_no_tenant_takes_anothers_address(ledger: PostgresLedger, tenant: Tenant) -> None:
     tenants.add_tenant(ledger, "two", endpoint=tenant.endpoint, key="another")
-    with pytest.raises(TenantError, match="another destination"):
+    with pytest.raises(TenantError, match="has this key at this endpoint already"):
         tenants.change(ledger, "one", Changes(key="another", bytes_max=1))
     assert tenants.tenant(ledger, "one") == tenant
 
@@ -178,7 +178,16 @@ def test_a_tenant_is_removed_once_nobody_needs_it(ledger: PostgresLedger, tenant
     with pytest.raises(TenantError, match="no tenant one"):
         tenants.remove(ledger, "one")
     again = tenants.add_tenant(ledger, "again", endpoint=tenant.endpoint, key=tenant.key)
-    assert again.destination_id == tenant.destination_id
+    assert again.destination_id != tenant.destination_id
+    assert counts.counts(ledger, again.destination_id).dropped == 0
+
+
+def test_a_key_that_a_tenant_had_may_be_anothers_once_that_is_removed(ledger: PostgresLedger, tenant: Tenant) -> None:
+    other = tenants.add_tenant(ledger, "other", endpoint=tenant.endpoint, key="another")
+    with pytest.raises(TenantError, match="tenant other has this key at this endpoint already"):
+        tenants.change(ledger, "one", Changes(key=other.key))
+    tenants.remove(ledger, "other")
+    assert tenants.change(ledger, "one", Changes(key=other.key)).destination_id == tenant.destination_id
 
 
 def test_no_body_stays_for_a_tenant_that_is_gone(ledger: PostgresLedger, tenant: Tenant) -> None:
