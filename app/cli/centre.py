@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from app.cli.options import PROGRAM
 from app.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ def centre() -> Iterator[PostgresLedger]:
     except ImportError as error:
         if not (error.name or "psycopg").startswith("psycopg"):
             raise
-        install = f"install {PROGRAM}[fleet], in a checkout with uv tool install '.[fleet]'"
+        install = "install it in a checkout, into an environment of its own: pip install '.[fleet]'"
         raise UsageError(f"the centre needs the extra `fleet`: {install}") from None
     with database(os.environ) as db:
         yield db

@@ -73,7 +73,7 @@ def _add_token(tenant_name: OfTenant, machine: OfMachine) -> None:
         made = add_token(db, tenant_name, machine)
     typer.echo(made)
     complain("this is shown once, and counts from now on instead of any that the machine had before")
-    complain("there: HELICONE_API_KEY=<it> HELICONE_ENDPOINT=<the intake>/custom/v1/log OPENCODE_HELICONE_CONFIRM=off")
+    complain(f"there: {PROGRAM} setup --endpoint <the intake>/custom/v1/log --key-stdin")
 
 
 @token.command("revoke")

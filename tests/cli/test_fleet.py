@@ -40,7 +40,11 @@ from tests.system.test_cli import complaint, example, said, shape
 ENDPOINT = "https://helicone.example.com"
 PASSWORD = "of-the-database"
 LOG = {
-    "providerRequest": {"url": "custom-model-nopath", "json": {"model": "m"}, "meta": {}},
+    "providerRequest": {
+        "url": "custom-model-nopath",
+        "json": {"model": "m"},
+        "meta": {"Helicone-Request-Id": "0f1ed2fd-0000-4000-8000-000000000001"},
+    },
     "providerResponse": {"json": {}, "status": 200, "headers": {}},
     "timing": {"startTime": {"seconds": 1, "milliseconds": 0}, "endTime": {"seconds": 2, "milliseconds": 0}},
 }
@@ -350,7 +354,7 @@ def test_a_token_is_printed_once_and_alone(centre: Station, ledger: PostgresLedg
     token = made.stdout.removesuffix("\n")
     assert (made.returncode, bool(TOKEN.fullmatch(token))) == (0, True)
     assert token not in made.stderr
-    assert any("HELICONE_API_KEY=" in line for line in words(made))
+    assert any("setup --endpoint" in line for line in words(made))
     assert tenants.admitted(ledger, token) is not None
 
     told = said(typed(centre, "fleet", "token", "list", "--json"))
@@ -688,7 +692,7 @@ def test_without_the_extra_one_line_says_what_to_install(
     for name in [one for one in sys.modules if one.startswith((*brought, "app.database.server"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    assert "opencode-helicone[fleet]" in complaint(typed(elsewhere, *command), 2)
+    assert "pip install '.[fleet]'" in complaint(typed(elsewhere, *command), 2)
 
 
 @pytest.mark.slow
