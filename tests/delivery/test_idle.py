@@ -20,7 +20,7 @@ from tests.support.processes import Station
 
 @pytest.fixture
 def idle(tmp_path: Path) -> Iterator[Worker]:
-    station = Station(tmp_path, "http://127.0.0.1:9")
+    station = Station(tmp_path, "http://127.0.0.1:9", variables={"OPENCODE_HELICONE_CONFIRM": "on"})
     with closing(Worker(Sources(station.environ, tmp_path, tmp_path))) as made:
         made.announce()
         made.huey.create_consumer(**CONSUMER)
