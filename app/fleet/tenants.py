@@ -163,7 +163,7 @@ def change(db: PostgresLedger, name: str, changes: Changes) -> Tenant:
                 holder = next(
                     (one.name for one in tenants(db) if (one.endpoint, one.key) == (after.endpoint, after.key)), ""
                 )
-                whose = f"tenant {holder} has" if holder else "a worker's own settings have"
+                whose = f"tenant {holder} has" if holder else "another destination of this database has"
                 raise TenantError(f"tenant {name}: {whose} this key at this endpoint already")
         db.execute(
             "update tenant set endpoint = ?, key = ?, bytes_max = ?, rate_per_minute = ?, export_mode = ?,"

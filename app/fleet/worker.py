@@ -513,5 +513,5 @@ def from_environment(sources: Sources, environ: Mapping[str, str]) -> CentralWor
 
     Raises what CentralWorker raises, and sqlite3.Error where the server is away.
     """
-    url = environ[DATABASE_URL]
-    return CentralWorker(sources, url, environ.get(LISTEN_URL, "") or url)
+    url = environ[DATABASE_URL].strip()
+    return CentralWorker(sources, url, environ.get(LISTEN_URL, "").strip() or url)

@@ -77,7 +77,7 @@ class CentreStatus:
 
 def url_of(environ: Mapping[str, str]) -> str:
     """Raises UsageError where no variable names the database."""
-    url = environ.get(DATABASE_URL, "")
+    url = environ.get(DATABASE_URL, "").strip()
     if not url:
         raise UsageError(
             f"{DATABASE_URL} is not set: it names the centre's database, postgresql://USER@SERVER/DATABASE"
