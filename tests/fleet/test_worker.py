@@ -245,8 +245,8 @@ def test_a_worker_that_seems_dead_or_is_too_old_claims_nothing(
 def test_a_worker_beats_between_the_steps_of_a_slow_tick(
     ledger: PostgresLedger, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    put(ledger)  # at the destination of its settings, the only one yet
     one = tenants.add_tenant(ledger, "one", endpoint="https://helicone.test", key=api_key())
-    put(ledger)
     put(ledger, 1, one.destination_id)
     was_silent: list[bool] = []
 
