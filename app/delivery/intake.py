@@ -11,8 +11,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import httpx
 
@@ -62,14 +60,6 @@ class Intake:
             "User-Agent": "opencode-helicone",
         }
         self._transport = Transport(trust(settings.ca_file), headers)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._transport.close()

@@ -101,7 +101,7 @@ class CentralWorker:
         self._unfinished: list[Claim] = []
         self._is_leading = False
         self._beaten_ms = 0
-        """When it last did so, by the server's clock."""
+        """When this process last said that it lives, by the server's clock."""
         self._steady_since_ms = 0
         """Since then this process has reached the server at every beat."""
         self._maintained_ms = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import cast
 
 from app.delivery import confirm
@@ -64,7 +64,7 @@ class RemoteCentre:
 @contextmanager
 def asked_centre(settings: Settings) -> Iterator[RemoteCentre]:
     """The centre that the settings' key leads to. Raises ClientError."""
-    with Intake(settings) as intake:
+    with closing(Intake(settings)) as intake:
         yield RemoteCentre(intake)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 
 from app.delivery.access import access
 from app.delivery.intake import Intake, asked, told
@@ -52,7 +53,7 @@ def send(settings: Settings, now_ms: int, timeout_s: float) -> Iterator[Finding]
         yield Finding("send", "ok", f"{url} took it")
         yield from _clocks(outcome)
         if settings.heard is not None:
-            with Intake(settings) as intake:
+            with closing(Intake(settings)) as intake:
                 yield _policy(settings, intake, now_ms)
                 yield from _look_at_centre(intake, request_id, timeout_s)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -59,7 +60,10 @@ def settings(tmp_path: Path, endpoint: str) -> Settings:
 
 @pytest.fixture
 def asked(tmp_path: Path) -> Iterator[Asked]:
-    with stand_in(answer("full")) as intake, Intake(settings(tmp_path, f"{intake.url}/custom/v1/log")) as client:
+    with (
+        stand_in(answer("full")) as intake,
+        closing(Intake(settings(tmp_path, f"{intake.url}/custom/v1/log"))) as client,
+    ):
         logged: list[str] = []
         yield Asked(
             intake, tmp_path / "intake-x.json", Asking(client, tmp_path / "intake-x.json", logged.append), logged
@@ -149,7 +153,7 @@ def test_what_is_not_understood_may_withhold_more(asked: Asked, text: bytes) -> 
 
 
 def test_nobody_there(tmp_path: Path) -> None:
-    with nobody() as url, Intake(settings(tmp_path, url)) as client:
+    with nobody() as url, closing(Intake(settings(tmp_path, url))) as client:
         logged: list[str] = []
         assert not Asking(client, tmp_path / "intake-x.json", logged.append).step(Reading(1, 1))
         assert "ConnectError" in heard.kept(tmp_path / "intake-x.json").failure
@@ -161,7 +165,7 @@ def test_nobody_there(tmp_path: Path) -> None:
 
 def test_states_are_asked_by_request_id_and_what_is_not_known_has_none(tmp_path: Path) -> None:
     one, two, three = (uuid.uuid4() for _ in range(3))
-    with stand_in(answer()) as intake, Intake(settings(tmp_path, intake.url)) as client:
+    with stand_in(answer()) as intake, closing(Intake(settings(tmp_path, intake.url))) as client:
         intake.states = {str(one): RecordState("delivered", ""), str(two): RecordState("dead", "400: no")}
         assert client.states([one, two, three]) == {
             one: RecordState("delivered", ""),
