@@ -33,7 +33,7 @@ _SAY_NOTHING = (
 )
 """Another value each time: SQLite writes no page that stays as it is."""
 _OURS = ("ledger.db", "ledger.db-wal", "ledger.db-shm", "ledger.db-journal", "recover.lock", "hooks", "workers", "logs")
-_OURS_BEGIN = ("queue.db", "worker-", "intake-", ".gitignore", ".ledger.db.", ".queue.db.")
+_OURS_BEGIN = ("queue.db", "worker-", "intake-", ".intake-", ".gitignore", ".ledger.db.", ".queue.db.")
 
 
 def erase(db: Ledger) -> list[str]:

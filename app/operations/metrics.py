@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import errno
-import os
 import sqlite3
 import stat
-import tempfile
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +17,7 @@ from app import __version__
 from app.ledger.counters import counters
 from app.operations.reading import UnreadableLedgerError, look_at_ledger
 from app.operations.status import Status, status_in
+from app.runtime.filesystem import replace_file
 from app.settings.model import Settings
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -127,18 +125,6 @@ def write_textfile(path: Path, data: bytes) -> None:
     if (path.exists() or path.is_symlink()) and not stat.S_ISREG(path.lstat().st_mode):
         raise OSError(errno.EINVAL, "is no regular file, and not replaced", str(path))
     try:
-        _replace(path, data)
+        replace_file(path, data, 0o644)  # the collector is another user
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # not of the draft
-
-
-def _replace(path: Path, data: bytes) -> None:
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with closing(os.fdopen(descriptor, "wb")) as file:
-            file.write(data)
-        Path(draft).chmod(0o644)  # the collector is another user
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise

@@ -50,13 +50,7 @@ def private_spool(path: Path) -> Path:
     note = path / ".gitignore"
     if not note.exists():
         with suppress(OSError):  # the next process that opens the spool makes it
-            draft = path / f".gitignore.{uuid.uuid4().hex}"
-            try:
-                draft.write_text("*\n")
-                draft.chmod(PRIVATE_FILE)
-                draft.replace(note)
-            finally:
-                draft.unlink(missing_ok=True)
+            replace_file(note, b"*\n")
     return path
 
 
@@ -115,6 +109,25 @@ def private_file(path: Path) -> Path:
             draft.unlink()
     _tighten(path, path.lstat(), PRIVATE_FILE)
     return path
+
+
+def replace_file(path: Path, data: bytes, mode: int = PRIVATE_FILE) -> None:
+    """Write all of it or nothing: who reads the file meanwhile sees what was there before. Raises OSError.
+
+    The draft beside it is hidden and has an ending that nobody looks for, so that it is not taken for such a file
+    (OpenCode loads hidden `.js` files, too). A process that is killed leaves it there.
+    """
+    draft = path.with_name(f".{path.name.removeprefix('.')}.{uuid.uuid4().hex}")
+    try:
+        with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE_FILE), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _tighten(path: Path, status: os.stat_result, mode: int) -> None:

@@ -9,9 +9,6 @@ The last answer counts for as long as there is no other one, however long the in
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -19,6 +16,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from app.privacy.user_patterns import PatternError, compile_pattern
+from app.runtime.filesystem import replace_file
 from app.runtime.spool import Spool
 from app.settings.intake import LOG_PATH, TOKEN, IntakeAnswer
 from app.settings.model import Given, Heard, Layer, Origin, Settings, checked
@@ -77,18 +75,8 @@ def kept(path: Path) -> Kept:
 
 
 def keep(path: Path, known: Kept) -> None:
-    """In place of what was there, at once, mode 0600. Raises OSError."""
-    descriptor, draft = tempfile.mkstemp(prefix=f"{path.stem}.", suffix=path.suffix, dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(_adapter().dump_json(known))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(draft).unlink()
-        raise
+    """In place of what was there, at once. Raises OSError."""
+    replace_file(path, _adapter().dump_json(known))
 
 
 def basis(path: Path) -> object:

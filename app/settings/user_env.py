@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 
 from dotenv.parser import parse_stream
 
-from app.runtime.filesystem import PRIVATE_FILE, private_directory
+from app.runtime.filesystem import private_directory, replace_file
 
 
 def rewritten(text: str, values: Mapping[str, str | None]) -> str:
@@ -48,15 +46,4 @@ def write(path: Path, values: Mapping[str, str | None]) -> None:
         before = ""
     except UnicodeDecodeError:
         raise OSError(0, "it is not UTF-8: move it away", str(path)) from None
-    descriptor, name = tempfile.mkstemp(prefix=".env.", dir=real.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(rewritten(before, values))
-            file.flush()
-            os.fchmod(descriptor, PRIVATE_FILE)
-            os.fsync(descriptor)
-        Path(name).replace(real)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(name).unlink()
-        raise
+    replace_file(real, rewritten(before, values).encode())

@@ -22,6 +22,7 @@ from app.runtime.filesystem import (
     private_directory,
     private_file,
     private_spool,
+    replace_file,
     shared_type,
 )
 from tests.support.mounts import MOUNTS, mounted
@@ -243,3 +244,37 @@ def test_a_file_that_was_replaced_is_another_one(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("")
     (tmp_path / "other").replace(path)
     assert identity(path) != before
+
+
+# --- a file that is replaced
+
+
+@pytest.mark.parametrize("name", ["intake-1.json", ".env", "opencode-helicone.js"])
+def test_the_draft_of_a_file_is_not_taken_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A worker that is killed leaves one."""
+
+    def killed(_: Path, __: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(tmp_path / name, b"new")
+    (draft,) = tmp_path.iterdir()
+    assert (draft.read_bytes(), mode(draft)) == (b"new", 0o600)
+    assert draft.name.startswith(".")
+    assert draft.suffix not in {".json", ".env", ".js"}
+
+
+def test_a_file_that_cannot_be_replaced_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(IsADirectoryError):
+        replace_file(tmp_path / "taken", b"new")
+    assert [one.name for one in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_file_is_replaced_with_the_mode_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.prom"
+    path.write_bytes(b"old")
+    replace_file(path, b"new", 0o644)
+    assert (path.read_bytes(), mode(path)) == (b"new", 0o644)

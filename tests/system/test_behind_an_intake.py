@@ -109,7 +109,7 @@ def test_a_mode_that_was_changed_pauses_and_charges_nobody_and_what_waits_is_mad
 def test_the_last_policy_counts_while_the_intake_is_away(tmp_path: Path) -> None:
     with stand_in(answer("metadata_only"), "metadata_only") as intake, machine(tmp_path, intake) as station:
         with worker(station):
-            wait_until(lambda: list(station.spool.glob("intake-*.json")))
+            wait_until(lambda: list(station.spool.glob("intake-*.json")))  # replaced as a whole: it holds an answer
         intake.says = None
         say(station)
         with worker(station):

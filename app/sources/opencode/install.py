@@ -22,13 +22,13 @@ import json
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from app.errors import AppError
+from app.runtime.filesystem import replace_file
 from app.sources.opencode.program import Program, Version
 
 MARKER = "// opencode-helicone plugin"
@@ -221,18 +221,7 @@ def _write(path: Path, content: str) -> None:
     path.parent.parent.mkdir(parents=True, exist_ok=True)
     if not path.parent.exists():
         path.parent.mkdir(mode=FOLDER_MODE)
-    # The ending keeps OpenCode from loading it: it takes hidden files too.
-    descriptor, name = tempfile.mkstemp(prefix=f".{FILE_NAME}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(content)
-            file.flush()
-            os.fchmod(descriptor, FILE_MODE)
-            os.fsync(descriptor)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    replace_file(path, content.encode(), FILE_MODE)
     _sync_directory(path.parent)
 
 
