@@ -19,7 +19,7 @@ def centre_line(found: Centre, now_ms: int) -> str:
 
 
 def _failure(found: Centre) -> str:
-    return f"; it does not answer now: {found.failure}" if found.failure else ""
+    return f"; the last question failed: {found.failure}" if found.failure else ""
 
 
 def dead_lines(found: Centre, now_ms: int) -> Iterator[str]:

@@ -30,6 +30,7 @@ def overview_lines(status: Status, now_ms: int) -> Iterator[str]:
         " delivered" if status.centre is None else " at the centre": sessions.delivered,
         f"{more} waiting": sessions.waiting,
         f"{more} with dead jobs": sessions.dead,
+        f"{more} with dropped jobs": sessions.dropped,
     }
     told[" to be read"] = sum(one.sessions for one in status.unread)
     numbers = [f"{count}{name}" for name, count in told.items() if count]

@@ -8,7 +8,10 @@ from app.database.connection import Database, Row
 from app.ledger import record_identity
 
 LOOKED_AT_MAX = 250
-"""Dead jobs, and sessions that wait, that are looked at to count sessions: where there are more, it is told so."""
+"""Dead jobs, dropped ones, and sessions that wait, that are looked at to count sessions: where there are more, it is
+told so."""
+LOST = ("age", "size", "policy")
+"""Why jobs are dropped without anybody having asked for it."""
 NEWEST = 2_000
 """Jobs among which that is looked for which was delivered last."""
 
@@ -18,12 +21,14 @@ class SessionCounts:
     """Sessions of all destinations; subagents count with theirs."""
 
     delivered: int | None
-    """Nothing of them waits, and nothing is dead. None where so much waits or is dead that not all of it was looked at:
-    then the other two numbers are the least that there are."""
+    """Nothing of them waits, is dead or was lost. None where so much did or was that not all of it was looked at: then
+    the other numbers are the least that there are."""
     waiting: int
     """Something of them waits, and nothing is dead."""
     dead: int
     """Something of them is dead."""
+    dropped: int
+    """Something of them was dropped for one of the reasons in LOST; nothing waits, and nothing is dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +48,19 @@ _ROOTS = (
     " join session s on s.id = found.session_id"
 )
 _DEAD, _WAITING = _ROOTS.format("job where state = 'dead'"), _ROOTS.format("waiting")
+_DROPPED = _ROOTS.format(f"job where state = 'dropped' and drop_reason in {LOST}")
 
 
 def session_counts(db: Database) -> SessionCounts:
     dead = db.execute(_DEAD, (LOOKED_AT_MAX,)).fetchall()
     waiting = db.execute(_WAITING, (LOOKED_AT_MAX,)).fetchall()
+    dropped = db.execute(_DROPPED, (LOOKED_AT_MAX,)).fetchall()
     delivered = None
-    if max(len(dead), len(waiting)) < LOOKED_AT_MAX:
+    if max(len(dead), len(waiting), len(dropped)) < LOOKED_AT_MAX:
         (known,) = db.execute("select count(*) from session where name = root_name").fetchone()
-        delivered = max(0, known - len({*dead, *waiting}))
-    return SessionCounts(delivered, len(set(waiting) - set(dead)), len(set(dead)))
+        delivered = max(0, known - len({*dead, *waiting, *dropped}))
+    lost = {*dropped} - {*waiting, *dead}
+    return SessionCounts(delivered, len({*waiting} - {*dead}), len({*dead}), len(lost))
 
 
 _DELIVERED = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from app.capture.targets import target
 from app.errors import AppError
-from app.ledger import adoption
+from app.ledger import adoption, counts
 from app.operations.status import DestinationStatus, read_destinations
 from app.settings.model import Settings
 
@@ -78,9 +78,16 @@ def movable(db: sqlite3.Connection, settings: Settings, number: int, now_ms: int
 
 
 def adopt(db: sqlite3.Connection, settings: Settings, one: DestinationStatus, now_ms: int) -> int:
-    """Move what waits there to the destination of the settings; the number of jobs."""
+    """Move what waits there to the destination of the settings; the number of jobs that waited there and no longer do.
+
+    What was delivered of a session moves with it.
+    """
     ours = target(db, settings, now_ms)
-    return 0 if one.id is None else adoption.adopt(db, one.id, ours.id, now_ms=now_ms)
+    if one.id is None:
+        return 0
+    waited = counts.counts(db, one.id).pending
+    adoption.adopt(db, one.id, ours.id, now_ms=now_ms)
+    return waited - counts.counts(db, one.id).pending
 
 
 def give_up(db: sqlite3.Connection, one: DestinationStatus, now_ms: int) -> int:

@@ -49,7 +49,7 @@ class Flushed:
     unread: tuple[Unread, ...]
     """What OpenCode's plugin has told of and nobody has read yet."""
     waiting: tuple[str, ...]
-    """Why jobs wait, for a person."""
+    """Why jobs wait, at whatever destination, for a person."""
     errors: tuple[Failing, ...]
     """Why jobs are dead, or failed and are tried again."""
     was_stopped: bool
@@ -101,14 +101,15 @@ def flush(
         except KeyboardInterrupt:  # while it waits; a worker of its own takes it for a signal
             was_stopped = True
         now_ms = clock.now_ms()
-        current, *others = [one for one in read_destinations(db, settings, now_ms) if one.current or one.id in seen]
+        found = read_destinations(db, settings, now_ms)
+        current, *others = [one for one in found if one.current or one.id in seen]
         return Flushed(
             jobs=current.jobs,
             elsewhere=sum(one.jobs.pending for one in others),
             captured_here=folders.had_jobs(db, here),
             backlog=_backlog(spool, hooked),
             unread=tuple(notices.unread(db)),
-            waiting=waiting([current, *others], read_workers(spool), now_ms),
+            waiting=waiting(found, read_workers(spool), now_ms),
             errors=current.errors,
             was_stopped=was_stopped,
             delivered=max(0, current.jobs.delivered - before),

@@ -146,7 +146,7 @@ _DROPPED = {
     "size": "no room for it (maxSpoolSize)",
     "deleted": "its session was deleted in OpenCode",
     "off": "captured while export was off",
-    "policy": "made under looser settings; it is captured again",
+    "policy": "made under looser settings, and not captured again yet",
     "purged": "given up by `dead purge`",
 }
 

@@ -17,20 +17,19 @@ from app.ledger import counts, incidents, notices
 from app.ledger import counts as ledger_counts
 from app.ledger.folders import held_folders
 from app.ledger.history import exported_sessions
+from app.ledger.overview import LOST
 from app.ledger.readback import BLIND
 from app.operations import environment_check, network_check, plugin_check
 from app.operations.finding import Finding, Level
 from app.operations.site import Site
 from app.operations.status import DestinationStatus, alarms, named, read_destinations, which
-from app.operations.verdict import anew, deliver_it, key_of
+from app.operations.verdict import anew, deliver_it, is_over, key_of
 from app.runtime.liveness import open_sessions, present, read_hooks, read_workers
 from app.runtime.terminal import counted
 from app.settings.model import SettingsError
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.store import Store, store_file
 
-_LOST = ("age", "size", "policy")
-"""Why jobs are dropped without anybody having asked for it."""
 _CLOCK_MS_MAX = 60_000
 """Clocks of processes on one machine differ by less."""
 
@@ -150,7 +149,7 @@ def _destinations(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
         if not one.is_meant and one.jobs.pending:
             yield Finding("destination", "warning", _described(one), _ELSEWHERE, "jobs-elsewhere")
         elif one.is_meant:
-            level, todo, name = _HEALTH.get(one.health, ("ok", "", ""))
+            level, todo, name = _HEALTH.get("" if is_over(site.settings, one) else one.health, ("ok", "", ""))
             fault = network_check.fault_of(one.pause_reason, name)
             whose = key_of(site.settings, one)
             instead = site.settings.how_to_undo("api_key") if whose else ""
@@ -231,7 +230,7 @@ def _letters(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     else:
         yield Finding("dead", "ok", "no dead letters")
     for reason, jobs in sorted(counts.dropped_by_reason.items()):
-        if reason in _LOST:
+        if reason in LOST:
             todo = "dead list --dropped names them, import queues a session again"
             yield Finding("dropped", "warning", f"{jobs} dropped: {reason}", todo, "jobs-dropped")
         else:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from urllib.parse import urlsplit
 
+from app.ledger.overview import LOST
 from app.operations.status import (
     DestinationStatus,
     Elsewhere,
@@ -26,6 +27,7 @@ from app.settings.destinations import everything
 from app.settings.model import HELICONE, Settings
 
 SERIOUS_LAST: tuple[Level, ...] = ("ok", "waiting", "problem")
+_LIST_DROPPED = "opencode-helicone dead list --dropped"
 _GIVE_A_KEY = "opencode-helicone setup, or set HELICONE_API_KEY"
 
 
@@ -82,8 +84,9 @@ def _ignored(settings: Settings) -> Iterator[Verdict]:
 
 
 def _at_helicone(status: Status, settings: Settings, ours: DestinationStatus, jobs: str) -> Iterator[Verdict]:
-    if ours.pause_reason is not None and ours.health == "refused":
-        text = f"{_who(settings, ours)} refuses what is sent: {ours.pause_reason}{key_of(settings, ours)}{jobs}"
+    reason = None if is_over(settings, ours) else ours.pause_reason
+    if reason is not None and ours.health == "refused":
+        text = f"{_who(settings, ours)} refuses what is sent: {reason}{key_of(settings, ours)}{jobs}"
         todo = settings.how_to_undo("api_key") if key_of(settings, ours) else ""
         yield _paused(status, ours, "problem", text, todo or "opencode-helicone doctor")
     yield from (Verdict("problem", alarm, "opencode-helicone doctor --send") for alarm in status.alarms)
@@ -97,8 +100,9 @@ def _at_helicone(status: Status, settings: Settings, ours: DestinationStatus, jo
         folders = counted(status.mended_folders, "folder")
         text = f"{folders} held back until now, whose files are right again: what waits is read by OpenCode or flush"
         yield Verdict("waiting", text, "opencode-helicone flush")
-    if ours.pause_reason is not None:
-        text = f"{_who(settings, ours)} cannot be reached: {ours.pause_reason}{jobs}"
+    if reason is not None:
+        how = "takes nothing now" if reason[:1].isdigit() else "cannot be reached"  # a status begins with its number
+        text = f"{_who(settings, ours)} {how}: {reason}{jobs}"
         yield _paused(status, ours, "waiting", text, deliver_it(ours))
 
 
@@ -126,6 +130,10 @@ def _left(status: Status) -> Iterator[Verdict]:
         dead = counted(status.jobs.dead, "job")
         yield Verdict("problem", f"{dead} dead: not tried again by itself", "opencode-helicone dead list")
     yield from (Verdict("waiting", one.text, one.todo) for one in status.elsewhere if one.todo)
+    looser = status.dropped_by_reason.get("policy", 0)
+    if looser:
+        text = f"{counted(looser, 'job')} made under looser settings, dropped and not captured again yet"
+        yield Verdict("waiting", text, _LIST_DROPPED)
     for unread in status.unread:
         if unread.reason is not None:
             text = f"{counted(unread.sessions, 'session')} cannot be read: {unread.reason}"
@@ -153,9 +161,11 @@ def _well(status: Status, settings: Settings, ours: DestinationStatus) -> Iterat
         where = f"; there is no queue in {status.spool} yet" if status.is_new else ""
         text = f"nothing was captured yet: start OpenCode and say something{where}"
         yield Verdict("ok", text, "opencode-helicone doctor")
-    if settings.heard is not None:
-        yield Verdict("ok", "the centre has all that was captured")
-    yield Verdict("ok", "all that was captured is delivered")
+    # How long and how much may wait is the user's own choice: what that cost is told, and nobody is alarmed.
+    lost = sum(status.dropped_by_reason.get(why, 0) for why in LOST)
+    what, but = ("all that", "") if not lost else ("what", f", but for {counted(lost, 'job')} dropped for age or size")
+    told = f"the centre has {what} was captured" if settings.heard is not None else f"{what} was captured is delivered"
+    yield Verdict("ok", told + but, _LIST_DROPPED if lost else "")
 
 
 def _paused(status: Status, one: DestinationStatus, level: Level, text: str, todo: str) -> Verdict:
@@ -163,6 +173,15 @@ def _paused(status: Status, one: DestinationStatus, level: Level, text: str, tod
     if _is_served(status, one):
         return Verdict(level, text, todo, one.next_probe_ms)
     return Verdict(level, f"{text}; no worker runs", todo)
+
+
+def is_over(settings: Settings, one: DestinationStatus) -> bool:
+    """Whether it paused for something that is not there any more.
+
+    An intake's 403 is about the export mode that a log was made under: such a one is dropped, and captured again under
+    that which the intake wants.
+    """
+    return settings.heard is not None and (one.pause_reason or "").startswith("403") and not one.jobs.pending
 
 
 def key_of(settings: Settings, one: DestinationStatus) -> str:

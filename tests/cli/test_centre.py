@@ -15,6 +15,8 @@ from app.settings.intake import DeadRecord, IntakeAnswer
 from app.settings.lookup import typed as typed_settings
 from app.sources.opencode.store import store_file
 from app.web.site import Site
+from tests.cli.test_status import bench_of, pause
+from tests.support.ledger_bench import version
 from tests.support.processes import Station
 from tests.support.recorded import export_files
 from tests.support.said import answer, token
@@ -49,7 +51,7 @@ def test_status_says_what_the_centre_has_and_of_when_that_is(station: Station) -
     said = json.loads(typed(station, "status", "--json").stdout)["centre"]
     assert (said["intake"], said["export_mode"], said["waiting"]) == (station.endpoint, "full", 3)
     says(station, answer(waiting=1), "503")
-    assert "1 waits, 0 dead; it does not answer now: 503" in "\n".join(lines(station))
+    assert "1 waits, 0 dead; the last question failed: 503" in "\n".join(lines(station))
 
 
 def test_before_the_first_answer_it_says_that(station: Station) -> None:
@@ -71,6 +73,24 @@ def test_logs_that_are_dead_there_are_a_problem_here_and_named(station: Station)
     found = json.loads(typed(station, "dead", "list", "--json").stdout)
     assert (found["jobs"], found["centre"]["dead"], found["centre"]["dead_records"][0]["reason"]) == (0, 2, DEAD.reason)
     assert json.loads(typed(station, "dead", "list", "--dropped", "--json").stdout)["centre"] is None
+
+
+@pytest.mark.parametrize(("waits", "level"), [(False, "ok"), (True, "problem")])
+def test_a_mode_that_was_refused_is_no_problem_once_nothing_is_left_of_it(
+    station: Station,
+    waits: bool,  # noqa: FBT001 - pytest names it
+    level: str,
+) -> None:
+    says(station, answer())
+    with bench_of(station) as bench:
+        bench.put(version("t1"))
+        bench.deliver(version("t1"))
+        if waits:
+            bench.put(version("t2"))
+        pause(bench, "refused", "403: only metadata_only is taken")
+    assert lines(station)[0].startswith(f"{level}: ")
+    doctor = typed(station, "doctor", "--json").stdout
+    assert ("destination-refused" in doctor) == waits
 
 
 def test_without_a_token_nothing_is_said_of_a_centre(tmp_path: Path) -> None:

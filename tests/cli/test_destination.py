@@ -62,12 +62,21 @@ def test_what_waits_there_is_moved_here(station: Station, elsewhere: LedgerBench
     assert numbers(elsewhere, elsewhere.destination)[0] == 2
     told = said(typed(station, "destination", "adopt", number, "--yes", "--json"))
     assert shape(told) == shape(example("destination adopt"))
+    assert told["jobs"] == 2, "the dead one of a session moves with it, and did not wait"
     ours = next(one.id for one in destinations.destinations(elsewhere.db) if one.endpoint == HERE)
     assert numbers(elsewhere, elsewhere.destination)[0] == 0
     assert numbers(elsewhere, ours)[0] == 2
     again = typed(station, "destination", "adopt", number)
     assert (again.returncode, again.stdout) == (0, f"0 jobs moved to {HERE}\n")
     assert "is the one that the settings mean" in complaint(typed(station, "destination", "adopt", str(ours)), 1)
+
+
+def test_flush_names_what_it_does_not_deliver(station: Station, elsewhere: LedgerBench) -> None:
+    del elsewhere
+    done = typed(station, "flush")
+    assert done.returncode == 0
+    assert "waiting: 2 jobs for https://example.invalid" in done.stdout
+    assert "another destination than that of the present settings" in done.stdout
 
 
 def test_what_waits_there_is_given_up(station: Station, elsewhere: LedgerBench) -> None:

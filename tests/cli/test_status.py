@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from app.ledger import destinations, flow, folders, notices
+from app.ledger.job import Version
 from app.ledger.overview import LOOKED_AT_MAX, SessionCounts, last_delivery, session_counts
 from app.runtime import clock
 from app.runtime.liveness import Announced
@@ -101,6 +102,32 @@ def dead(bench: LedgerBench) -> None:
     die(bench, version())
 
 
+def lose(bench: LedgerBench, reason: Any, wanted: Version) -> None:
+    bench.put(wanted)
+    bench.db.execute(
+        "update job set state = 'dropped', drop_reason = ?, due_ms = null, finished_ms = 1, body_bytes = 0"
+        " where key = ?",
+        (reason, wanted.key),
+    )
+
+
+def loosely_made(bench: LedgerBench) -> None:
+    """An export that was imported, which OpenCode's store does not have."""
+    delivered(bench)
+    lose(bench, "policy", version("t2"))
+
+
+def too_old(bench: LedgerBench) -> None:
+    delivered(bench)
+    lose(bench, "age", version("t2"))
+    lose(bench, "size", version("t3"))
+
+
+def busy(bench: LedgerBench) -> None:
+    pending(bench)
+    pause(bench, "down", "429: Too Many Requests")
+
+
 def elsewhere(bench: LedgerBench) -> None:
     delivered(bench)
     bench.destination = destinations.destination(bench.db, "http://127.0.0.1:8585", "abcdef0123456789", 1).id
@@ -143,7 +170,18 @@ VERDICTS: dict[str, tuple[Callable[[LedgerBench], None], str, str]] = {
         "waiting: Helicone cannot be reached: ConnectError: Connection refused; 1 job waits",
         "receiver --port 9 in another terminal (if it is that receiver), then opencode-helicone flush",
     ),
+    "busy": (busy, "waiting: Helicone takes nothing now: 429: Too Many Requests; 1 job waits", "flush"),
     "dead": (dead, "problem: 1 job dead", "dead list"),
+    "made under looser settings": (
+        loosely_made,
+        "waiting: 1 job made under looser settings, dropped and not captured again yet",
+        "dead list --dropped",
+    ),
+    "dropped for its age": (
+        too_old,
+        "ok: what was captured is delivered, but for 2 jobs dropped for age or size",
+        "dead list --dropped",
+    ),
     "elsewhere": (elsewhere, "waiting: 1 job waits for http://127.0.0.1:8585, another endpoint", "destination adopt 3"),
     "captured without a key": (without_key, "waiting: 1 job waits for any endpoint, captured", "destination adopt 3"),
     "held": (held, "problem: 1 job waits: the export mode is off in its folder", "doctor"),
@@ -241,7 +279,7 @@ def test_the_last_delivery_has_its_title_and_its_page(station: Station) -> None:
     last = told["last_delivery"]
     assert (last["session"], last["title"]) == (info["id"], "Fix the login page")
     assert last["url"] == f"http://127.0.0.1:3000/sessions/opencode%3A%20my%20shop/{info['id']}"
-    assert told["sessions"] == {"delivered": 2, "waiting": 1, "dead": 0}
+    assert told["sessions"] == {"delivered": 2, "waiting": 1, "dead": 0, "dropped": 0}
     lines = typed(station, "status").stdout
     assert re.search(r'^last delivery: \d+ s ago \(\d\d:\d\d\) "Fix the login page"$', lines, re.MULTILINE)
     assert "/sessions/" not in lines  # where nobody says where a browser finds it
@@ -263,29 +301,31 @@ def test_sessions_are_counted_once_each(station: Station) -> None:
         bench.put(version("t2", session="ses_2"))
         bench.put(version("t2", session="ses_3"))
         die(bench, version("t3", session="ses_3"))
-        assert session_counts(bench.db) == SessionCounts(delivered=1, waiting=1, dead=1)
-    assert "sessions: 1 delivered, 1 waiting, 1 with dead jobs" in typed(station, "status").stdout
+        lose(bench, "age", version("t1", session="ses_4"))
+        lose(bench, "deleted", version("t1", session="ses_5"))
+        assert session_counts(bench.db) == SessionCounts(delivered=2, waiting=1, dead=1, dropped=1)
+    told = "sessions: 2 delivered, 1 waiting, 1 with dead jobs, 1 with dropped jobs"
+    assert told in typed(station, "status").stdout
 
 
-@pytest.mark.parametrize("is_dead", [False, True])
-def test_where_not_all_that_waits_is_looked_at_nothing_is_said_to_be_delivered(
-    station: Station,
-    is_dead: bool,  # noqa: FBT001 - pytest names it
-) -> None:
+@pytest.mark.parametrize("state", ["waiting", "dead", "dropped"])
+def test_where_not_all_that_waits_is_looked_at_nothing_is_said_to_be_delivered(station: Station, state: str) -> None:
     with bench_of(station) as bench:
         for number in range(LOOKED_AT_MAX):
             one = version("t1", session=f"ses_{number}")
-            if is_dead:
+            if state == "waiting":
+                bench.put(one)
+            elif state == "dead":
                 die(bench, one)
             else:
-                bench.put(one)
+                lose(bench, "age", one)
             if number == LOOKED_AT_MAX - 2:
                 assert session_counts(bench.db).delivered == 0
         found = session_counts(bench.db)
         bench.put(version("t1", session="one more"))
         assert found.delivered is None
-        assert (found.dead if is_dead else found.waiting) == LOOKED_AT_MAX
-    told = f"{LOOKED_AT_MAX} or more {'with dead jobs' if is_dead else 'waiting'}"
+        assert getattr(found, state) == LOOKED_AT_MAX
+    told = f"{LOOKED_AT_MAX} or more {'waiting' if state == 'waiting' else f'with {state} jobs'}"
     (line,) = (one for one in typed(station, "status").stdout.splitlines() if one.startswith("sessions: "))
     assert told in line
     assert "delivered" not in line
