@@ -8,6 +8,7 @@ does nothing. `Worker` is the same thing for a caller that has settings already.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
@@ -49,6 +50,7 @@ from app.exporters.client import ClientError
 from app.exporters.connect import connect
 from app.exporters.kinds import traits_of
 from app.exporters.outcome import Outcome
+from app.fleet import NOT_INSTALLED, is_missing
 from app.ledger import claims, confirmations, destinations, flow, readback
 from app.ledger.destinations import Destination
 from app.ledger.eviction import Recaptured
@@ -284,6 +286,8 @@ class Worker:
         if not self._is_first_thread.acquire(blocking=False):
             return
         self._log(f"starts: {self.signature}, {'automatic' if self.automatic else 'started by hand'}")
+        # Where the centre's database was to be named, and is not, this tells.
+        logging.getLogger("opencode_helicone").info("delivers from %s", self.spool.path)
         for complaint in self.settings.complaints:
             self._log(complaint.short)
         # Apart from each other, so that reading back, however slow, delays nothing.
@@ -458,14 +462,22 @@ def __getattr__(name: str) -> Any:
     """`huey_consumer app.worker.huey`: the instance for the settings of this process."""
     if name != "huey":
         raise AttributeError(name)
+    is_of_centre = bool(os.environ.get(DATABASE_URL, "").strip())
     try:
         sources = typed(os.environ, Path.cwd())
-        if not os.environ.get(DATABASE_URL):
-            return Worker(sources).huey
-        from app.fleet.worker import from_environment  # noqa: PLC0415 - of packages that only the centre has
-
-        return from_environment(sources, os.environ).huey
+        return _of_centre(sources) if is_of_centre else Worker(sources).huey
     except SettingsError as error:
         sys.exit(f"opencode-helicone: {error.for_logs}; config show says more")
     except (EndpointError, ClientError, SchemaError, OSError, sqlite3.Error) as error:
-        sys.exit(f"opencode-helicone: {error}")
+        where = f"the database that {DATABASE_URL} names: " if is_of_centre and isinstance(error, sqlite3.Error) else ""
+        sys.exit(f"opencode-helicone: {where}{error}")
+
+
+def _of_centre(sources: Sources) -> Any:
+    try:
+        from app.fleet.worker import from_environment  # noqa: PLC0415 - of packages that only the centre has
+    except ImportError as error:
+        if not is_missing(error):
+            raise
+        sys.exit(f"opencode-helicone: {NOT_INSTALLED}")
+    return from_environment(sources, os.environ).huey

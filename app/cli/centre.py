@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from app.errors import UsageError
+from app.fleet import NOT_INSTALLED, is_missing
 
 if TYPE_CHECKING:
     from app.database.postgres import PostgresLedger
@@ -19,9 +20,8 @@ def centre() -> Iterator[PostgresLedger]:
     try:
         from app.operations.fleet import database  # noqa: PLC0415 - what the extra `fleet` brings
     except ImportError as error:
-        if not (error.name or "psycopg").startswith("psycopg"):
+        if not is_missing(error):
             raise
-        install = "install it in a checkout, into an environment of its own: pip install '.[fleet]'"
-        raise UsageError(f"the centre needs the extra `fleet`: {install}") from None
+        raise UsageError(NOT_INSTALLED) from None
     with database(os.environ) as db:
         yield db

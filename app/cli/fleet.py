@@ -150,9 +150,12 @@ def _status_lines(found: CentreStatus) -> Iterator[str]:
         yield f"no intake runs: `{PROGRAM} intake` takes logs"
 
 
+_FULL = "; full: its machines are answered 429, and keep what is new, until something of it is delivered"
+
+
 def _waiting_lines(one: DestinationStatus, now_ms: int) -> Iterator[str]:
     yield f"{one.tenant or 'no tenant'}  {one.endpoint or 'any address'}"
-    yield f"  {one.health}{f': {one.reason}' if one.reason else ''}"
+    yield f"  {one.health}{f': {one.reason}' if one.reason else ''}{_FULL if one.is_full else ''}"
     oldest = "" if one.oldest_waiting_ms is None else f", the oldest since {at(one.oldest_waiting_ms, now_ms)}"
     limit = "" if one.bytes_max is None else f" of {size(one.bytes_max)}"
     yield f"  {one.waiting} wait{oldest}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -30,7 +31,7 @@ def _list(tenant_name: OfTenant, *, error: OfError = None, since: Since = None, 
     if json_wanted:
         print_json(asdict(listed))
     else:
-        print_lines(letters_lines(listed, "dead", f"fleet dead retry {tenant_name}"))
+        print_lines(letters_lines(listed, "dead", f"fleet dead retry {quote(tenant_name)}"))
 
 
 @dead.command("retry")
@@ -58,7 +59,7 @@ def _retry(
             keys or [],
             wide,
             None if yes else "retry",
-            lister=f"fleet dead list {tenant_name}",
+            lister=f"fleet dead list {quote(tenant_name)}",
             destination_id=tenant(db, tenant_name).destination_id,
         )
         jobs = len(dead_letters.reopen(db, choice, server_ms(db)))
@@ -93,7 +94,7 @@ def _purge(
             keys or [],
             wide,
             None if yes else "purge",
-            lister=f"fleet dead list {tenant_name}",
+            lister=f"fleet dead list {quote(tenant_name)}",
             destination_id=tenant(db, tenant_name).destination_id,
         )
         jobs = dead_letters.purge(db, choice, server_ms(db))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
@@ -28,7 +29,7 @@ PER_MINUTE_MAX = 60_000
 AllowHttp = Annotated[
     bool, typer.Option("--allow-http", help="Also http:// to another machine, where others read along.")
 ]
-KeyFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Read Helicone's key there.")]
+KeyFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Read Helicone's key there; - is standard input.")]
 ExportMode = Annotated[
     str | None, one_of(("full", "metadata_only"), "--export-mode", "Take no log that was made under a looser one")
 ]
@@ -74,7 +75,7 @@ def _add(  # noqa: PLR0913 - one parameter for each option
     print_lines(
         [
             f"tenant {added.name}: what its machines send goes to {added.endpoint}",
-            f"a token for a machine: {PROGRAM} fleet token add {added.name} MACHINE",
+            f"a token for a machine: {PROGRAM} fleet token add {quote(added.name)} MACHINE",
         ]
     )
 
@@ -153,7 +154,7 @@ def _mode(given: str | None) -> Literal["full", "metadata_only"] | None:
 
 
 def _read_key(key_file: Path | None) -> str:
-    if key_file is not None:
+    if key_file is not None and str(key_file) != "-":
         with key_file.expanduser().open(encoding="utf-8", errors="replace") as file:
             return file.read(KEY_CHARACTERS_MAX).strip()
     if not sys.stdin.isatty():

@@ -162,6 +162,11 @@ class PostgresLedger:
         db.adapters.register_loader("numeric", _Number)
         return db
 
+    @property
+    def place(self) -> str:
+        """Its name and its server, for a person."""
+        return f"{self._db.info.dbname} at {self._db.info.host or 'this machine'}"
+
     def surviving(self, act: Callable[[], T]) -> T:
         """Act, and where the server goes away meanwhile act again; also where two transactions waited for each other.
 

@@ -13,6 +13,7 @@ import json
 import secrets
 import string
 from dataclasses import dataclass, field, replace
+from shlex import quote
 from typing import Literal
 
 from app.database.connection import Row
@@ -23,6 +24,8 @@ from app.ledger import confirmations, counts, destinations
 from app.runtime.url import normalise
 
 GENERATION = "fleet01"
+NAMED_MAX = 10
+"""Of all tenants, those that are named where somebody asks for another one."""
 _SIGNS = string.ascii_lowercase + string.digits
 
 
@@ -113,7 +116,9 @@ def tenant(db: PostgresLedger, name: str) -> Tenant:
     """Raises TenantError."""
     row = db.execute("select * from tenant where name = ?", (name,)).fetchone()
     if row is None:
-        raise TenantError(f"there is no tenant {name}")
+        known = [one.name for one in tenants(db)]
+        listed = ", ".join(known[:NAMED_MAX]) + (" and others" if len(known) > NAMED_MAX else "")
+        raise TenantError(f"there is no tenant {name}; {f'known: {listed}' if listed else 'there are none yet'}")
     return _read(row)
 
 
@@ -209,10 +214,12 @@ def remove(db: PostgresLedger, name: str) -> None:
         found = tenant(db, name)
         sender = next((one for one in machines(db) if one.tenant == name and one.revoked_ms is None), None)
         if sender is not None:
-            raise TenantError(f"machine {sender.name} may still send for it: fleet token revoke {name} {sender.name}")
+            raise TenantError(
+                f"machine {sender.name} may still send for it: fleet token revoke {quote(name)} {quote(sender.name)}"
+            )
         jobs = counts.counts(db, found.destination_id)
         if jobs.dead:
-            helps = f"fleet dead retry {name} tries them again, fleet dead purge {name} gives them up"
+            helps = f"fleet dead retry {quote(name)} tries them again, fleet dead purge {quote(name)} gives them up"
             raise TenantError(f"{jobs.dead} of its logs are dead: {helps}")
         if jobs.pending:
             helps = "fleet status says why; fleet tenant set gives it another endpoint or key"

@@ -19,7 +19,6 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -46,7 +45,9 @@ from app.exporters.kinds import traits_of
 from app.exporters.outcome import Outcome
 from app.exporters.traits import Plan, Traits
 from app.fleet import presence
+from app.fleet.failures import DatabaseFailures
 from app.fleet.queue import CentralQueue
+from app.fleet.sharing import SharedThreads
 from app.fleet.tenants import Tenant, reserve_send_time, tenants
 from app.ledger import claims, confirmations, counts, destinations, flow, maintenance, pruning, readback
 from app.ledger.destinations import Destination
@@ -107,14 +108,12 @@ class CentralWorker:
         self._maintained_ms = 0
         self._allowances: dict[int, confirm.Allowance] = {}
         self._knows_schema = True
-        self._has_begun = False
-        self._threads = 0
-        """Of Huey's, those that may deliver."""
-        self._at_work: Counter[int] = Counter()
-        """By destination, those of them that deliver there."""
-        self._passed_over: defaultdict[int, dict[str, None]] = defaultdict(dict)
-        """By destination, the keys that found too many of them at work there, in order."""
-        self._counting = threading.Lock()
+        self._is_first_thread = threading.Lock()
+        self._threads = SharedThreads()
+        """Huey's."""
+        self._failures = DatabaseFailures()
+        self._healths: dict[int, tuple[str, str]] = {}
+        """By destination, how it was when that was looked at last."""
         self._all_threads_ended = threading.Event()
         try:
             # Before its threads claim anything: a worker that has no row counts as dead.
@@ -195,53 +194,21 @@ class CentralWorker:
             if destination_id not in self._sinks:
                 self._refresh()
             sink = self._sinks.get(destination_id)
-            if sink is None or not self._take_thread(destination_id, key):
+            if sink is None or not self._threads.take(destination_id, key, is_only_one=len(self._sinks) == 1):
                 return
             following: str | None = key
             while following is not None:
                 try:
                     self._deliver(sink, following)
                 finally:
-                    self._give_thread(destination_id)
-                following = self._take_thread_again(destination_id)
+                    self._threads.give_back(destination_id)
+                following = (
+                    None
+                    if self._stopping()
+                    else self._threads.take_again(destination_id, is_only_one=len(self._sinks) == 1)
+                )
         except (sqlite3.Error, SchemaError) as error:
             self._failed("ledger", error)
-
-    def _take_thread(self, destination_id: int, key: str) -> bool:
-        """Whether one more thread may deliver there: no destination has more of them than are free.
-
-        So one that is slow has half of them, two have a third each, and the others find the rest. Where it may not, the
-        key is kept for the next of its threads that is done.
-        """
-        with self._counting:
-            if self._is_crowded(destination_id):
-                self._passed_over[destination_id][key] = None
-                return False
-            self._at_work[destination_id] += 1
-            return True
-
-    def _give_thread(self, destination_id: int) -> None:
-        with self._counting:
-            self._at_work[destination_id] -= 1
-
-    def _take_thread_again(self, destination_id: int) -> str | None:
-        """A key that was passed over there, which the thread goes on with; None where it is done."""
-        with self._counting:
-            waiting = self._passed_over[destination_id]
-            if not waiting or self._is_crowded(destination_id) or self._stopping():
-                return None
-            self._at_work[destination_id] += 1
-            key = next(iter(waiting))
-            del waiting[key]
-            return key
-
-    def _is_crowded(self, destination_id: int) -> bool:
-        return len(self._sinks) > 1 and self._at_work[destination_id] >= self._threads - self._at_work.total()
-
-    def _is_waited_for(self, destination_id: int) -> bool:
-        """Whether some were passed over here, which its threads go on with."""
-        with self._counting:
-            return self._at_work[destination_id] > 0 and bool(self._passed_over[destination_id])
 
     def _deliver(self, sink: Sink, key: str) -> None:
         """Raises sqlite3.Error."""
@@ -333,11 +300,11 @@ class CentralWorker:
 
     def _begin(self) -> None:
         """Huey calls this in each of its threads; the first one starts the loops."""
-        with self._counting:
-            self._threads += 1
-            if self._has_begun:
-                return
-            self._has_begun = True
+        self._threads.join()
+        if not self._is_first_thread.acquire(blocking=False):
+            return
+        log.info("delivers from the database %s, as %s names it", self.db.place, DATABASE_URL)
+        self.leave()
         stop = self.huey.consumer.stop_flag
         for loop, end in (
             # It says that this process lives for as long as anything is under way.
@@ -355,9 +322,7 @@ class CentralWorker:
 
     def _end(self) -> None:
         """Huey calls this in each of its threads as it ends; the last one says that nothing is under way any more."""
-        with self._counting:
-            self._threads -= 1
-            is_last = self._threads == 0 and self._stopping()
+        is_last = self._threads.leave() == 0 and self._stopping()
         try:
             if is_last:
                 self._all_threads_ended.set()
@@ -370,9 +335,9 @@ class CentralWorker:
 
     def _failed(self, what: str, error: Exception) -> None:
         if isinstance(error, sqlite3.Error | SchemaError):
-            log.warning("%s: %s", what, error)
+            self._failures.failed(f"{what}: {error}")
         elif isinstance(error, psycopg.Error | OSError):
-            log.warning("%s: %s", what, type(error).__name__)
+            self._failures.failed(f"{what}: {type(error).__name__}")
         else:
             log.error("%s: %s at %s", what, type(error).__name__, runtime_log.where(error))
         db: PostgresLedger | None = getattr(self._local, "db", None)
@@ -389,6 +354,7 @@ class CentralWorker:
     def _tick(self) -> int:
         """Say that this process lives, and lead where nobody else does; the milliseconds until the next time."""
         now_ms = self._beat()
+        self._failures.works()
         self._require_known_schema()
         release_unfinished(self.db, self._unfinished, now_ms)
         self.queue.look()
@@ -414,7 +380,7 @@ class CentralWorker:
             if first_ms > now_ms:
                 next_ms = min(next_ms, first_ms)
                 continue
-            if not self._is_waited_for(destination_id):
+            if not self._threads.is_waited_for(destination_id):
                 is_more = self._wake_due(sink, WAKES_MAX) == WAKES_MAX
                 if is_more or claims.is_isolated_due(self.db, destination_id, now_ms):
                     next_ms = min(next_ms, now_ms + SOON_MS)
@@ -464,6 +430,7 @@ class CentralWorker:
 
     def _maintain(self, now_ms: int) -> None:
         for sink in self._sinks.values():
+            self._tell_health(sink)
             if sink.plan.url is None:
                 confirmations.give_up_confirmation(self.db, sink.destination.id)
         if mended := maintenance.reset_future_times(self.db, now_ms):
@@ -479,6 +446,16 @@ class CentralWorker:
         self._beat_if_due()
         derived.sum_up(self.db)
         presence.forget_dead(self.db)
+
+    def _tell_health(self, sink: Sink) -> None:
+        """Log it where it is another one than before, and not fine from the beginning."""
+        one = destinations.by_id(self.db, sink.destination.id)
+        now = (one.health, one.pause_reason or "")
+        before = self._healths.get(one.id, ("fine", ""))
+        self._healths[one.id] = now
+        if now[0] != before[0]:
+            whose = one.endpoint if sink.tenant is None else f"tenant {sink.tenant.name}"
+            log.warning("%s: %s", whose, ": ".join(filter(None, now)))
 
     def _confirm(self) -> int:
         """Read back what is due at one destination after another, where this process leads."""

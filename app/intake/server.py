@@ -46,6 +46,7 @@ from app.database.postgres import PostgresLedger
 from app.database.schema import SchemaError, is_newer
 from app.database.server import open_postgres
 from app.fleet import presence, tenants
+from app.fleet.failures import DatabaseFailures
 from app.fleet.presence import server_ms
 from app.fleet.queue import CentralQueue
 from app.fleet.tenants import Admission, Tenant
@@ -150,6 +151,7 @@ class Intake:
         self._stop = threading.Event()
         self._name = uuid.uuid4().hex
         self._is_too_old = False
+        self._failures = DatabaseFailures()
 
     def take(self, token: str, posted: Posted) -> Answer:
         """What a log is answered; 200 only when it is committed."""
@@ -176,10 +178,10 @@ class Intake:
         try:
             return self._with_database(answer)
         except SchemaError as error:
-            log.warning("a machine was not served: %s", error)
+            self._failures.failed(f"a machine was not served: {error}")
             return _NEWER
         except (sqlite3.Error, OSError) as error:
-            log.warning("a machine was not served: %s", error)
+            self._failures.failed(f"a machine was not served: {error}")
             return _AWAY
 
     def _with_database(self, act: Callable[[PostgresLedger], T]) -> T:
@@ -241,6 +243,8 @@ class Intake:
             # Where the database is away, each log that is not taken tells of it.
             with suppress(sqlite3.Error, OSError, SchemaError):
                 self._is_too_old = self._with_database(lambda db: self._beat(db, says))
+                if not self._is_too_old:
+                    self._failures.works()
             if self._stop.wait(presence.BEAT_MS / 1000):
                 break
         with suppress(sqlite3.Error, OSError, SchemaError):

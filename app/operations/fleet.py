@@ -62,6 +62,8 @@ class DestinationStatus:
     """Of what waits or is dead."""
     bytes_max: int | None
     oldest_waiting_ms: int | None
+    is_full: bool
+    """Nothing more is taken for it: what is held has reached `bytes_max`."""
     machines: tuple[MachineStatus, ...]
     """All that may send or have sent, by name."""
 
@@ -183,6 +185,7 @@ def _destination_status(
         dropped=jobs.dropped,
         held_bytes=tenants.held_bytes(db, one.id),
         bytes_max=tenant.bytes_max if tenant else None,
+        is_full=tenant is not None and tenants.is_full(db, tenant),
         oldest_waiting_ms=jobs.oldest_pending_ms,
         machines=tuple(by_name[name] for name in sorted(by_name)),
     )

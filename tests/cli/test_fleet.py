@@ -111,6 +111,8 @@ def test_its_key_may_stand_in_a_file(centre: Station, ledger: PostgresLedger) ->
     assert typed(centre, "fleet", "tenant", "add", "acme", "--key-file", str(path)).returncode == 0
     assert tenants.tenant(ledger, "acme").key == path.read_text("utf-8").strip()
     assert tenants.tenant(ledger, "acme").endpoint == "https://api.worker.helicone.ai"
+    done = typed(centre, "fleet", "tenant", "set", "acme", "--key-file", "-", stdin=io.StringIO(api_key("b")))
+    assert (done.returncode, tenants.tenant(ledger, "acme").key) == (0, api_key("b"))
     missing = typed(centre, "fleet", "tenant", "add", "other", "--key-file", str(centre.home / "none"))
     assert "No such file" in complaint(missing, 1)
 
@@ -382,8 +384,10 @@ def test_a_second_token_of_a_machine_is_instead_of_the_first(centre: Station, le
 
 @pytest.mark.postgres
 def test_who_is_not_there_is_named(centre: Station) -> None:
-    assert "no tenant acme" in complaint(typed(centre, "fleet", "token", "add", "acme", "a"), 2)
+    assert "no tenant acme; there are none yet" in complaint(typed(centre, "fleet", "token", "add", "acme", "a"), 2)
     add_tenant(centre, "acme")
+    told = complaint(typed(centre, "fleet", "dead", "list", "acne"), 2)
+    assert "no tenant acne; known: acme" in told
     for _ in range(2):
         assert "machine a of tenant acme has no token" in complaint(
             typed(centre, "fleet", "token", "revoke", "acme", "a"), 2
@@ -447,6 +451,10 @@ def test_what_waits_is_told_of_each_machine(centre: Station, ledger: PostgresLed
         {**nothing, "machine": "idle"},
     ]
     assert other["machines"] == [{**nothing, "machine": "busy"}]
+    assert "full" not in typed(centre, "fleet", "status").stdout
+    typed(centre, "fleet", "tenant", "set", "acme", "--bytes-max", "1")
+    assert [one["is_full"] for one in found(centre)["destinations"]] == [True, False]
+    assert "  fine; full: its machines are answered 429" in typed(centre, "fleet", "status").stdout
     lines = typed(centre, "fleet", "status").stdout
     assert re.search(r"^  busy: 1 wait, the oldest since .*; 0 dead, 1 delivered$", lines, re.MULTILINE)
     assert "\n  gone: 0 wait; 1 dead, 0 delivered\n  1 machine of which nothing waits or is dead\n" in lines
@@ -693,6 +701,30 @@ def test_without_the_extra_one_line_says_what_to_install(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "psycopg", None)
     assert "pip install '.[fleet]'" in complaint(typed(elsewhere, *command), 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("url", "missing", "told"),
+    [
+        ("postgresql://127.0.0.1:1/helicone", "psycopg", "the centre needs the extra `fleet`"),
+        (f"postgresql://user:{PASSWORD}@127.0.0.1:1/helicone", "", f"the database that {DATABASE_URL} names: "),
+    ],
+    ids=["no extra", "away"],
+)
+def test_a_worker_that_cannot_begin_says_why_in_one_line(elsewhere: Station, url: str, missing: str, told: str) -> None:
+    hidden = f"import sys; sys.modules.update(dict.fromkeys({missing.split()}))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{hidden}import app.worker\napp.worker.huey"],
+        env={**elsewhere.environ, DATABASE_URL: url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"opencode-helicone: {told}")
+    assert PASSWORD not in line
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ class Running:
 
     def end(self) -> None:
         self.stop()
-        if self.worker._has_begun:
+        if self.worker._is_first_thread.locked():
             self.consumer.stop(graceful=True)
         for thread in threading.enumerate():
             if thread.name in {"poller", "listener", "confirm"}:
@@ -137,7 +137,7 @@ def test_a_worker_that_ends_lives_until_its_last_post_is_answered(
 
 def test_what_could_not_be_written_is_released_when_the_worker_ends(ledger: PostgresLedger, running: Running) -> None:
     presence.beat(ledger, running.name, {})
-    running.worker._threads = 1
+    running.worker._threads.join()
     running.worker._unfinished.append(leased(ledger, running.name))
     running.stop()
     running.worker._end()
@@ -370,46 +370,39 @@ def test_a_destination_that_is_slow_leaves_threads_to_the_others(
     wait_until(lambda: counts.counts(ledger).delivered == 5)
 
 
-def next_of(worker: CentralWorker, destination_id: int) -> str | None:
-    """What a thread goes on with that is done there."""
-    worker._give_thread(destination_id)
-    return worker._take_thread_again(destination_id)
-
-
 def test_a_thread_that_fails_is_free_again(
     ledger: PostgresLedger, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = running.worker
-    worker._threads = 2
+    for _ in range(2):
+        worker._threads.join()
     destination_id = put(ledger)
 
     def fail(*_: object) -> None:
-        worker._passed_over[destination_id]["another key"] = None
         raise sqlite3.OperationalError("away")
 
     monkeypatch.setattr(worker, "_deliver", fail)
-    worker._handle_wake(destination_id, f"{0:064x}")
-    assert worker._at_work.total() == 0
+    for _ in range(3):
+        worker._handle_wake(destination_id, f"{0:064x}")
+    assert worker._threads.take(destination_id, "a key", is_only_one=False)
 
 
-def test_no_destination_has_more_threads_than_are_free_and_who_was_passed_over_is_next(
-    ledger: PostgresLedger, running: Running
+def test_a_destination_that_is_refused_is_logged_once_and_that_it_is_fine_again(
+    ledger: PostgresLedger, running: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("one", "two"):
-        tenants.add_tenant(ledger, name, endpoint="https://helicone.test", key=api_key(name[0]))
-    tick_of(running)()
+    acme = tenants.add_tenant(ledger, "acme", endpoint="https://helicone.test", key=api_key("a")).destination_id
     worker = running.worker
-    running.consumer.stop_flag.clear()
-    worker._threads = 6
-    assert [worker._take_thread(1, key) for key in "abcd"] == [True, True, True, False]
-    assert [worker._take_thread(2, key) for key in "abc"] == [True, True, False]
-    assert worker._take_thread(3, "a")
-    assert next_of(worker, 1) is None  # it has two, and one is free
-    assert worker._is_waited_for(1)
-    assert next_of(worker, 2) == "c"
-    assert next_of(worker, 1) == "d"
-    assert not worker._is_waited_for(1)
-    assert [next_of(worker, 1) for _ in range(2)] == [None, None]
+    worker._refresh()
+    worker._maintain(presence.server_ms(ledger))
+    reason = "401: error Unauthorized"
+    flow.pause(ledger, acme, health="refused", reason=reason, count=1, probe_ms=2**60, now_ms=1)
+    for _ in range(2):
+        worker._maintain(presence.server_ms(ledger))
+    ledger.execute("update destination set health = 'fine', pause_reason = null, probe_ms = null")
+    for _ in range(2):
+        worker._maintain(presence.server_ms(ledger))
+    told = [one.getMessage() for one in caplog.records if "tenant" in one.getMessage()]
+    assert told == [f"tenant acme: refused: {reason}", "tenant acme: fine"]
 
 
 def test_what_waits_for_its_turn_is_claimed_so_that_nobody_else_is_woken_for_it(

@@ -1,0 +1,24 @@
+"""An outage of the database is logged once, and its end."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.fleet.failures import DatabaseFailures
+
+
+def test_what_many_threads_meet_again_and_again_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    failures = DatabaseFailures()
+    failures.works()
+    for _ in range(20):
+        failures.failed("ledger: it is away")
+        failures.failed("poller: it is away")
+    failures.works()
+    failures.works()
+    failures.failed("ledger: it is away")
+    assert [one.getMessage() for one in caplog.records] == [
+        "ledger: it is away",
+        "poller: it is away",
+        "the database works again",
+        "ledger: it is away",
+    ]
