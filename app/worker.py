@@ -286,8 +286,9 @@ class Worker:
         if not self._is_first_thread.acquire(blocking=False):
             return
         self._log(f"starts: {self.signature}, {'automatic' if self.automatic else 'started by hand'}")
-        # Where the centre's database was to be named, and is not, this tells.
-        logging.getLogger("opencode_helicone").info("delivers from %s", self.spool.path)
+        # Where the centre's database was to be named, and is not, this tells. Below Huey's own logger, whose consumer
+        # shows what it says.
+        logging.getLogger("huey.opencode_helicone").info("delivers from %s", self.spool.path)
         for complaint in self.settings.complaints:
             self._log(complaint.short)
         # Apart from each other, so that reading back, however slow, delays nothing.

@@ -8,13 +8,12 @@ from __future__ import annotations
 import logging
 import threading
 
-log = logging.getLogger("opencode_helicone")
-
 
 class DatabaseFailures:
     """Of one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
         self._lock = threading.Lock()
         self._told: set[str] = set()
 
@@ -24,7 +23,7 @@ class DatabaseFailures:
             is_new = message not in self._told
             self._told.add(message)
         if is_new:
-            log.warning("%s", message)
+            self._log.warning("%s", message)
 
     def works(self) -> None:
         """The database has just done what it was asked."""
@@ -32,4 +31,4 @@ class DatabaseFailures:
             was_away = bool(self._told)
             self._told.clear()
         if was_away:
-            log.warning("the database works again")
+            self._log.warning("the database works again")

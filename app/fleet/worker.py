@@ -59,7 +59,8 @@ from app.settings.lookup import Sources
 from app.settings.model import HELICONE
 from app.settings.names import DATABASE_URL, LISTEN_URL
 
-log = logging.getLogger("opencode_helicone")
+log = logging.getLogger("huey.opencode_helicone")
+"""Below Huey's own, whose consumer shows what this says with its time."""
 
 CONFIRM_MS = 5_000
 UPKEEP_MS = 60_000
@@ -111,7 +112,7 @@ class CentralWorker:
         self._is_first_thread = threading.Lock()
         self._threads = SharedThreads()
         """Huey's."""
-        self._failures = DatabaseFailures()
+        self._failures = DatabaseFailures(log)
         self._healths: dict[int, tuple[str, str]] = {}
         """By destination, how it was when that was looked at last."""
         self._all_threads_ended = threading.Event()

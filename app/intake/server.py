@@ -151,7 +151,7 @@ class Intake:
         self._stop = threading.Event()
         self._name = uuid.uuid4().hex
         self._is_too_old = False
-        self._failures = DatabaseFailures()
+        self._failures = DatabaseFailures(log)
 
     def take(self, token: str, posted: Posted) -> Answer:
         """What a log is answered; 200 only when it is committed."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from app.fleet.failures import DatabaseFailures
 
 
 def test_what_many_threads_meet_again_and_again_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
-    failures = DatabaseFailures()
+    failures = DatabaseFailures(logging.getLogger("test"))
     failures.works()
     for _ in range(20):
         failures.failed("ledger: it is away")
