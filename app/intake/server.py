@@ -19,7 +19,6 @@ nothing, as with the worker: who asks there first goes on to this one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -32,7 +31,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, closing, suppress
-from dataclasses import dataclass
 from typing import TypeVar
 
 from anyio import from_thread, to_thread
@@ -49,13 +47,13 @@ from app.fleet import presence, tenants
 from app.fleet.failures import DatabaseFailures
 from app.fleet.presence import server_ms
 from app.fleet.queue import CentralQueue
-from app.fleet.tenants import Admission, Tenant
-from app.intake.masks import masked
+from app.fleet.tenants import Admission
+from app.intake import answers
+from app.intake.answers import Answer
+from app.intake.logs import Posted, read_log, version_of
 from app.ledger import adoption, arrivals, versions
 from app.ledger.decision import WANTED
-from app.ledger.job import Body, Version
 from app.pages.loopback import server
-from app.privacy.user_patterns import PatternError
 from app.receiver import handler
 from app.runtime import failpoint
 from app.settings import intake as protocol
@@ -72,15 +70,9 @@ CONNECTIONS = 8
 """To the database, of one process: so many logs are written at a time."""
 GIVEN_UP_S = 25.0
 """A machine waits 30 s for its POST."""
-SESSION_CHARS_MAX = 512
-"""OpenCode's have 30; an index takes 2,700 bytes."""
-NO_ID = "00000000-0000-0000-0000-000000000000"
-"""Stands for the one that Helicone would make up where a log has none, or a malformed one."""
 UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 TIME_DIGITS = 15
 """Of a time in milliseconds; those of today have 13."""
-FULL_S = 60
-AWAY_S = 5
 ENDS_S_MAX = 5
 """So long an intake that ends tries to say so."""
 WAKE_EVERY_S = 0.05
@@ -88,53 +80,6 @@ WAKE_EVERY_S = 0.05
 
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    status: int
-    body: bytes
-    headers: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Posted:
-    """A log, as a machine has sent it."""
-
-    raw: bytes
-    mode: str | None
-    """The export mode that it was made under."""
-    turn_ms: int | None
-    """When the last thing happened in its turn; both None where the machine does not say."""
-    is_given_up: Callable[[], bool] = lambda: False
-    """Whether the machine waits for no answer any more: it may have sent a later version meanwhile."""
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value).encode()
-
-
-_JSON = {"content-type": "application/json"}
-
-
-def _refusal(status: int, why: str, retry_after_s: int | None = None) -> Answer:
-    """A machine shows its person the `error`."""
-    later = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
-    return Answer(status, _json({"error": why}), {**_JSON, **later})
-
-
-_KNOWN = Answer(200, b"", {})
-_UNKNOWN = _refusal(401, "the token is revoked, or never was one")
-_TOO_MUCH = _refusal(403, "this centre takes logs of export mode metadata_only alone")
-_FULL = _refusal(429, "what waits at the centre has reached its limit", FULL_S)
-_AWAY = _refusal(503, "the centre's database is away", AWAY_S)
-_LATE = _refusal(503, "it came too late, and may be older than what came since", AWAY_S)
-_NEWER = _refusal(503, "the centre is being upgraded", FULL_S)
-_NO_PATTERN = _refusal(503, "a redaction pattern of the tenant cannot be used", FULL_S)
-_TOO_LARGE = Answer(400, b"Payload too large", {})
-_NO_LOG = _refusal(400, "its numbers cannot be read")
-_NO_ID = _refusal(400, "Helicone-Request-Id must be a UUID, and Helicone-Session-Id no longer than 512 characters")
-_NO_QUESTION = _refusal(400, f"requestIds must be a list of at most {IDS_MAX} UUIDs")
 
 
 class Intake:
@@ -159,8 +104,8 @@ class Intake:
 
     def refusal(self, token: str) -> Answer | None:
         """What whoever has this token is answered, whatever it sends; None for one that counts."""
-        answer = self._ask(token, lambda _db, _admitted: _KNOWN)
-        return None if answer is _KNOWN else answer
+        answer = self._ask(token, lambda _db, _admitted: answers.KNOWN)
+        return None if answer is answers.KNOWN else answer
 
     def machine(self, token: str) -> Answer:
         """What a machine is told about itself."""
@@ -173,16 +118,16 @@ class Intake:
     def _ask(self, token: str, act: Callable[[PostgresLedger, Admission], Answer]) -> Answer:
         def answer(db: PostgresLedger) -> Answer:
             admitted = tenants.admitted(db, token)
-            return _UNKNOWN if admitted is None else act(db, admitted)
+            return answers.UNKNOWN if admitted is None else act(db, admitted)
 
         try:
             return self._with_database(answer)
         except SchemaError as error:
             self._failures.failed(f"a machine was not served: {error}")
-            return _NEWER
+            return answers.NEWER
         except (sqlite3.Error, OSError) as error:
             self._failures.failed(f"a machine was not served: {error}")
-            return _AWAY
+            return answers.AWAY
 
     def _with_database(self, act: Callable[[PostgresLedger], T]) -> T:
         """Raises sqlite3.Error, OSError, SchemaError."""
@@ -202,15 +147,15 @@ class Intake:
 
     def _take(self, db: PostgresLedger, admitted: Admission, token: str, posted: Posted) -> Answer:
         tenant, now_ms = admitted.tenant, server_ms(db)
-        read = _read_log(tenant, token, posted, now_ms)
+        read = read_log(tenant, token, posted, now_ms)
         if isinstance(read, Answer):
             return read
         if tenants.is_full(db, tenant):
-            return _FULL
+            return answers.FULL
         turn_ms = now_ms if posted.turn_ms is None else min(posted.turn_ms, now_ms)
-        version = _version(admitted, read, turn_ms)
+        version = version_of(admitted, read, turn_ms)
         if posted.is_given_up():
-            return _LATE
+            return answers.LATE
         decision = versions.insert(db, tenant.destination_id, version, [read.body], now_ms=now_ms)
         # Where its time is the server's own, that has gone back: what has come now only seems the older one.
         if (
@@ -218,11 +163,11 @@ class Intake:
             and turn_ms == now_ms
             and not arrivals.is_current(db, tenant.destination_id, version.key)
         ):
-            return _LATE
+            return answers.LATE
         if not tenants.is_there(db, tenant):
             # Removed meanwhile, when this one did not wait yet. The machine keeps it.
             adoption.give_up(db, tenant.destination_id, now_ms)
-            return _UNKNOWN
+            return answers.UNKNOWN
         if decision in WANTED:
             with self._lock:
                 self._arrived.append((tenant.destination_id, version.key, False))
@@ -268,46 +213,6 @@ class Intake:
                     db.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Log:
-    """One that may be taken."""
-
-    body: Body
-    session: str
-    taken: Answer
-    """What is answered then."""
-
-
-def _read_log(tenant: Tenant, token: str, posted: Posted, now_ms: int) -> _Log | Answer:
-    """The log as it is kept, its tenant's patterns masked; or why it is not taken."""
-    if tenant.policy.export_mode == "metadata_only" and posted.mode != "metadata_only":
-        return _TOO_MUCH
-    try:
-        raw = masked(posted.raw, tenant.policy.redact_patterns)
-    except PatternError as error:
-        log.warning("nothing of tenant %s is taken: %s", tenant.name, error.without_text)
-        return _NO_PATTERN
-    try:
-        # Without the request's own headers: the body alone is sent on.
-        reply = handler.worker_reply({"authorization": f"Bearer {token}"}, raw, None, now_ms, NO_ID)
-    except (OverflowError, RecursionError, ValueError):  # a number that no clock and no purse has
-        return _NO_LOG
-    if reply.log is None:
-        return Answer(reply.status, reply.body, reply.headers)
-    session = reply.log.properties.get("Helicone-Session-Id") or reply.log.request_id
-    if reply.log.request_id == NO_ID or len(session) > SESSION_CHARS_MAX:
-        return _NO_ID
-    body = Body(uuid.UUID(reply.log.request_id), raw)
-    return _Log(body, session, Answer(reply.status, reply.body, reply.headers))
-
-
-def _version(admitted: Admission, read: _Log, turn_ms: int) -> Version:
-    """By its turn's time; of two with the same time, as a recall and what it overwrites, the one that comes later."""
-    session, request_id = read.session, str(read.body.request_id)
-    key = hashlib.sha256(f"{session}\0{request_id}\0{read.body.digest.hex()}".encode()).hexdigest()
-    return Version(session, session, request_id, key, turn_ms, user_id="", folder=admitted.machine)
-
-
 def _machine(db: PostgresLedger, admitted: Admission) -> Answer:
     tenant = admitted.tenant
     found = arrivals.of_machine(db, tenant.destination_id, admitted.machine, DEAD_MAX)
@@ -320,20 +225,20 @@ def _machine(db: PostgresLedger, admitted: Admission) -> Answer:
             protocol.DeadRecord(one.session, one.request_id, one.reason, one.finished_ms) for one in found.dead_latest
         ),
     )
-    return Answer(200, protocol.encoded(answer), _JSON)
+    return Answer(200, protocol.encoded(answer), answers.JSON)
 
 
 def _states(db: PostgresLedger, admitted: Admission, asked: bytes) -> Answer:
     names = _asked(asked)
     if names is None:
-        return _NO_QUESTION
+        return answers.NO_QUESTION
     found = arrivals.arrivals(db, admitted.tenant.destination_id, {name.lower() for name in names})
     states = {
         name: protocol.RecordState(found[name.lower()].state, found[name.lower()].reason)
         for name in names
         if name.lower() in found
     }
-    return Answer(200, protocol.encoded(states), _JSON)
+    return Answer(200, protocol.encoded(states), answers.JSON)
 
 
 def _asked(text: bytes) -> list[str] | None:
@@ -370,7 +275,7 @@ def create(url: str) -> Starlette:
         token = _token(request)
 
         async def refused() -> Answer | None:
-            return _UNKNOWN if token is None else await to_thread.run_sync(intake.refusal, token)
+            return answers.UNKNOWN if token is None else await to_thread.run_sync(intake.refusal, token)
 
         try:
             # All of it, whoever sends it: an answer that comes before is lost with the connection.
@@ -378,7 +283,7 @@ def create(url: str) -> Starlette:
         except ClientDisconnect:
             return Response(status_code=400)
         if token is None:
-            return _response(_UNKNOWN)
+            return _response(answers.UNKNOWN)
         return _response(raw if isinstance(raw, Answer) else await to_thread.run_sync(act, token, raw))
 
     async def take(request: Request) -> Response:
@@ -429,7 +334,7 @@ async def _read(request: Request, refused: Callable[[], Awaitable[Answer | None]
         if is_first_beyond:
             answer = await refused()
         if size > BODY_BYTES_MAX:
-            return answer or _TOO_LARGE
+            return answer or answers.TOO_LARGE
         if answer is None:
             chunks.append(chunk)
         else:

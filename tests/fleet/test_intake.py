@@ -24,7 +24,9 @@ from app.fleet import presence, tenants
 from app.fleet.presence import server_ms
 from app.fleet.queue import CentralQueue
 from app.fleet.tenants import TenantPolicy
+from app.intake import answers
 from app.intake import server as module
+from app.intake.logs import Posted
 from app.ledger import claims, confirmations, dead_letters, versions
 from app.ledger.dead_letters import Choice
 from app.ledger.job import Accepted, Claim, FailedAttempt, bodies
@@ -254,7 +256,7 @@ def test_what_a_tenants_pattern_matches_is_not_kept(centre: Centre) -> None:
 def test_under_a_pattern_that_cannot_be_used_nothing_is_taken(centre: Centre, caplog: pytest.LogCaptureFixture) -> None:
     strict = with_policy(centre, redact_patterns=(f"({SECRET}",))
     status, headers, body = send(centre.url, strict, envelope(ONE))
-    assert (status, headers["retry-after"]) == (503, str(module.FULL_S))
+    assert (status, headers["retry-after"]) == (503, str(answers.FULL_S))
     assert centre.jobs() == []
     assert "redaction pattern 1 cannot be used" in caplog.text
     assert SECRET not in caplog.text + body.decode()
@@ -460,7 +462,7 @@ def test_a_long_log_of_nobody_is_not_kept(centre: Centre, monkeypatch: pytest.Mo
     taken: list[str] = []
     real = module.Intake.take
 
-    def take(intake: module.Intake, token: str, posted: module.Posted) -> module.Answer:
+    def take(intake: module.Intake, token: str, posted: Posted) -> answers.Answer:
         taken.append(token)
         return real(intake, token, posted)
 
@@ -505,7 +507,7 @@ def test_who_is_full_waits_and_others_do_not(centre: Centre) -> None:
     assert send(centre.url, full, envelope(ONE))[0] == 200
     with Client(full) as client:
         outcome = client.post(routes(centre.url)[1], envelope(TWO), TWO, 0)
-    assert (outcome.kind, outcome.status, outcome.retry_after_ms) == ("wait", 429, module.FULL_S * 1000)
+    assert (outcome.kind, outcome.status, outcome.retry_after_ms) == ("wait", 429, answers.FULL_S * 1000)
     assert send(centre.url, centre.token, envelope(TWO))[0] == 200
     assert centre.jobs() == [("alpha", "pending", 0), ("full", "pending", 0)]
     # What is dead takes room as well.
@@ -521,7 +523,7 @@ def test_without_the_database_a_machine_waits_and_with_it_nothing_more_is_refuse
             assert send(url, token, envelope(str(uuid.uuid4())))[0] == 200
             server.stop("immediate")
             status, headers, _ = send(url, token, envelope(str(uuid.uuid4())))
-            assert (status, headers["retry-after"]) == (503, str(module.AWAY_S))
+            assert (status, headers["retry-after"]) == (503, str(answers.AWAY_S))
             long = envelope(str(uuid.uuid4()), "x" * (module.UNKNOWN_BYTES_MAX + 1))
             assert send(url, token, long)[0] == 503
             assert ask(url + MACHINE_PATH, token)[0] == 503
@@ -567,7 +569,7 @@ def test_what_a_machine_gave_up_on_is_not_taken_any_more(centre: Centre, monkeyp
     real = module.Intake._take
     answers: list[int] = []
 
-    def take(self: module.Intake, db: PostgresLedger, admitted: Any, token: str, posted: module.Posted) -> Any:
+    def take(self: module.Intake, db: PostgresLedger, admitted: Any, token: str, posted: Posted) -> Any:
         connection.close()
         wait_until(posted.is_given_up)
         answer = real(self, db, admitted, token, posted)
