@@ -20,6 +20,7 @@ from app.database import recover
 from app.database.connection import WAL_BYTES, Ledger, checkpoint, transaction
 from app.ledger import incidents
 from app.runtime import failpoint
+from app.runtime.filesystem import is_draft
 
 TRIES = 50
 PAUSE_S = 0.1
@@ -33,7 +34,7 @@ _SAY_NOTHING = (
 )
 """Another value each time: SQLite writes no page that stays as it is."""
 _OURS = ("ledger.db", "ledger.db-wal", "ledger.db-shm", "ledger.db-journal", "recover.lock", "hooks", "workers", "logs")
-_OURS_BEGIN = ("queue.db", "worker-", "intake-", ".intake-", ".gitignore", ".ledger.db.", ".queue.db.")
+_OURS_BEGIN = ("queue.db", "worker-", "intake-", ".gitignore")
 
 
 def erase(db: Ledger) -> list[str]:
@@ -99,4 +100,4 @@ def _foreign(path: Path) -> Iterator[str]:
 
 def is_ours(name: str) -> bool:
     """Whether this is what the program calls a file or folder of a spool; copies of the ledger apart."""
-    return name in _OURS or name.startswith(_OURS_BEGIN)
+    return name in _OURS or name.startswith(_OURS_BEGIN) or is_draft(name)

@@ -22,6 +22,7 @@ from app.database.schema import SchemaError
 from app.errors import AppError
 from app.ledger import counts
 from app.ledger.erasure import is_ours
+from app.runtime.filesystem import is_draft
 from app.runtime.liveness import is_taken, read_hooks, read_workers
 from app.runtime.spool import Spool
 from app.settings.lookup import Sources
@@ -100,7 +101,7 @@ def purge(site: Site, sleep: Callable[[float], None] = time.sleep) -> Iterator[s
     for path in site.configuration:
         path.unlink(missing_ok=True)
     for folder in {path.parent for path in site.configuration}:
-        yield from _clear(folder, lambda _: False)
+        yield from _clear(folder, is_draft)  # of `.env`, by a process that was killed: with a key in it
     if site.receiver is not None:
         yield from _clear(site.receiver, lambda name: name.startswith(("store.db", ".store.db")))
 

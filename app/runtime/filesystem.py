@@ -100,7 +100,7 @@ def private_file(path: Path) -> Path:
     Raises PlaceError for a symbolic link and for another user's.
     """
     if not os.path.lexists(path):
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        draft = path.with_name(draft_name(path.name))
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, PRIVATE_FILE))
         try:
             with suppress(FileExistsError):  # somebody else was faster
@@ -117,7 +117,7 @@ def replace_file(path: Path, data: bytes, mode: int = PRIVATE_FILE) -> None:
     The draft beside it is hidden and has an ending that nobody looks for, so that it is not taken for such a file
     (OpenCode loads hidden `.js` files, too). A process that is killed leaves it there.
     """
-    draft = path.with_name(f".{path.name.removeprefix('.')}.{uuid.uuid4().hex}")
+    draft = path.with_name(draft_name(path.name))
     try:
         with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE_FILE), "wb") as file:
             file.write(data)
@@ -128,6 +128,19 @@ def replace_file(path: Path, data: bytes, mode: int = PRIVATE_FILE) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def draft_name(name: str) -> str:
+    return f".{name.removeprefix('.')}.{uuid.uuid4().hex}"
+
+
+def is_draft(name: str) -> bool:
+    """Whether a draft would be called so.
+
+    >>> is_draft(draft_name(".env")), is_draft(".env.local")
+    (True, False)
+    """
+    return re.fullmatch(r"\..+\.[0-9a-f]{32}", name) is not None
 
 
 def _tighten(path: Path, status: os.stat_result, mode: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.operations.uninstall import command_for_the_rest
+from app.runtime.filesystem import draft_name
 from app.runtime.liveness import Announced
 from tests.support.ledger_bench import LedgerBench, version
 from tests.support.processes import Station
@@ -70,6 +71,8 @@ def test_what_a_person_wrote_into_opencodes_files_is_told_as_what_stays(station:
 
 
 def test_purged_nothing_is_left(station: Station) -> None:
+    for folder in (station.home / "config" / "opencode-helicone", station.spool):
+        (folder / draft_name(".env")).write_text("HELICONE_API_KEY=of a process that was killed")
     done = typed(station, "uninstall", "--purge", "--yes")
     assert (done.returncode, done.stderr) == (0, "")
     assert ours(station) == set()
