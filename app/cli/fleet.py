@@ -73,7 +73,7 @@ def _add_token(tenant_name: OfTenant, machine: OfMachine) -> None:
         made = add_token(db, tenant_name, machine)
     typer.echo(made)
     complain("this is shown once, and counts from now on instead of any that the machine had before")
-    complain(f"there: {PROGRAM} setup --endpoint <the intake>/custom/v1/log --key-stdin")
+    complain(f"there: {PROGRAM} setup --endpoint https://INTAKE/custom/v1/log --key-stdin")
 
 
 @token.command("revoke")

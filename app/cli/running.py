@@ -46,7 +46,8 @@ def _hook() -> None:
 def _worker(sources: Sources, *, automatic: Annotated[bool, typer.Option("--automatic", hidden=True)] = False) -> None:
     """Deliver until told to stop.
 
-    By SIGTERM or SIGINT; what is being posted then is finished. The same as huey_consumer app.worker.huey.
+    By SIGTERM or SIGINT; what is being posted then is finished. It serves this machine's queue, as
+    huey_consumer app.worker.huey does where no variable names a centre's database.
     """
     from app.worker import Worker  # noqa: PLC0415 - its HTTP client takes longer to load than most commands run
 

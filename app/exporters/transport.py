@@ -91,7 +91,7 @@ class Transport:
         self._lock = threading.Lock()
         self._idle: dict[str | None, list[httpx.HTTPTransport]] = {}
         """By proxy."""
-        self._connections: list[httpx.HTTPTransport] = []
+        self._is_closed = False
         self._urls: dict[str, httpx.URL] = {}
 
     def post(self, url: str, body: bytes, bytes_max: int, deadline_s: float) -> Reply:
@@ -120,22 +120,31 @@ class Transport:
         return Reply(response.status_code, response.headers, read)
 
     def close(self) -> None:
-        for connection in self._connections:
+        """A connection that another thread is using is closed by that thread, when it has its answer."""
+        with self._lock:
+            self._is_closed = True
+            idle = [connection for connections in self._idle.values() for connection in connections]
+            self._idle.clear()
+        for connection in idle:
             connection.close()
 
     @contextmanager
     def _connection(self, proxy: str | None) -> Iterator[httpx.HTTPTransport]:
         """The one that was used last of those that are idle, which is the least likely to be closed by now."""
         with self._lock:
-            idle = self._idle.setdefault(proxy, [])
+            idle = self._idle.get(proxy)
             connection = idle.pop() if idle else None
         if connection is None:
             connection = self._connect(proxy)
-            self._connections.append(connection)
         try:
             yield connection
         finally:
-            idle.append(connection)
+            with self._lock:
+                is_over = self._is_closed
+                if not is_over:
+                    self._idle.setdefault(proxy, []).append(connection)
+            if is_over:
+                connection.close()
 
     def _connect(self, proxy: str | None) -> httpx.HTTPTransport:
         connection = httpx.HTTPTransport(

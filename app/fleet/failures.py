@@ -15,20 +15,21 @@ class DatabaseFailures:
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
         self._lock = threading.Lock()
-        self._told: set[str] = set()
+        self._told: dict[str, set[str]] = {}
+        """By what failed."""
 
-    def failed(self, message: str) -> None:
-        """Log it, unless it was since the database worked last."""
+    def failed(self, what: str, why: str) -> None:
+        """Log it, unless the same was logged since this worked last."""
         with self._lock:
-            is_new = message not in self._told
-            self._told.add(message)
+            told = self._told.setdefault(what, set())
+            is_new = why not in told
+            told.add(why)
         if is_new:
-            self._log.warning("%s", message)
+            self._log.warning("%s: %s", what, why)
 
-    def works(self) -> None:
-        """The database has just done what it was asked."""
+    def works(self, *whats: str) -> None:
+        """These have just done what they do with the database."""
         with self._lock:
-            was_away = bool(self._told)
-            self._told.clear()
-        if was_away:
-            self._log.warning("the database works again")
+            failed = [what for what in whats if self._told.pop(what, None)]
+        if failed:
+            self._log.warning("%s: the database works again", ", ".join(failed))

@@ -113,7 +113,7 @@ class CentralWorker:
         self._threads = SharedThreads()
         """Huey's."""
         self._failures = DatabaseFailures(log)
-        self._healths: dict[int, tuple[str, str]] = {}
+        self._healths: dict[int, str] = {}
         """By destination, how it was when that was looked at last."""
         self._all_threads_ended = threading.Event()
         try:
@@ -292,7 +292,7 @@ class CentralWorker:
         self._all_threads_ended.set()
         try:
             presence.withdraw(self.db, self._name)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, SchemaError) as error:
             self._failed("ledger", error)
         finally:
             self.leave()
@@ -329,16 +329,16 @@ class CentralWorker:
                 self._all_threads_ended.set()
                 release_unfinished(self.db, self._unfinished, self._clock.now_ms())
                 presence.withdraw(self.db, self._name)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, SchemaError) as error:
             self._failed("ledger", error)
         finally:
             self.leave()
 
     def _failed(self, what: str, error: Exception) -> None:
         if isinstance(error, sqlite3.Error | SchemaError):
-            self._failures.failed(f"{what}: {error}")
+            self._failures.failed(what, str(error))
         elif isinstance(error, psycopg.Error | OSError):
-            self._failures.failed(f"{what}: {type(error).__name__}")
+            self._failures.failed(what, type(error).__name__)
         else:
             log.error("%s: %s at %s", what, type(error).__name__, runtime_log.where(error))
         db: PostgresLedger | None = getattr(self._local, "db", None)
@@ -355,12 +355,13 @@ class CentralWorker:
     def _tick(self) -> int:
         """Say that this process lives, and lead where nobody else does; the milliseconds until the next time."""
         now_ms = self._beat()
-        self._failures.works()
         self._require_known_schema()
         release_unfinished(self.db, self._unfinished, now_ms)
         self.queue.look()
         self._refresh()
         self._is_leading = presence.lead(self.db, self._name)
+        # Not the listener, which is another connection: of that the first failure alone is told.
+        self._failures.works("poller", "ledger")
         if not self._is_leading:
             return presence.BEAT_MS
         self._take_back(now_ms)
@@ -451,12 +452,10 @@ class CentralWorker:
     def _tell_health(self, sink: Sink) -> None:
         """Log it where it is another one than before, and not fine from the beginning."""
         one = destinations.by_id(self.db, sink.destination.id)
-        now = (one.health, one.pause_reason or "")
-        before = self._healths.get(one.id, ("fine", ""))
-        self._healths[one.id] = now
-        if now[0] != before[0]:
+        if one.health != self._healths.get(one.id, "fine"):
             whose = one.endpoint if sink.tenant is None else f"tenant {sink.tenant.name}"
-            log.warning("%s: %s", whose, ": ".join(filter(None, now)))
+            log.warning("%s: %s; `opencode-helicone fleet status` says more", whose, one.health)
+        self._healths[one.id] = one.health
 
     def _confirm(self) -> int:
         """Read back what is due at one destination after another, where this process leads."""
@@ -476,6 +475,7 @@ class CentralWorker:
             )
             if failure is not None:
                 log.warning("delivered jobs cannot be confirmed: %s", failure)
+        self._failures.works("confirm")
         return CONFIRM_MS
 
     def _allowance(self, sink: Sink) -> confirm.Allowance:

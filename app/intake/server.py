@@ -75,6 +75,8 @@ TIME_DIGITS = 15
 """Of a time in milliseconds; those of today have 13."""
 ENDS_S_MAX = 5
 """So long an intake that ends tries to say so."""
+NOT_SERVED = "a machine was not served"
+BEAT = "this intake cannot say that it runs"
 WAKE_EVERY_S = 0.05
 """What arrives within so long wakes the workers together: each wake takes a lock of the whole database server."""
 
@@ -123,10 +125,10 @@ class Intake:
         try:
             return self._with_database(answer)
         except SchemaError as error:
-            self._failures.failed(f"a machine was not served: {error}")
+            self._failures.failed(NOT_SERVED, str(error))
             return answers.NEWER
         except (sqlite3.Error, OSError) as error:
-            self._failures.failed(f"a machine was not served: {error}")
+            self._failures.failed(NOT_SERVED, str(error))
             return answers.AWAY
 
     def _with_database(self, act: Callable[[PostgresLedger], T]) -> T:
@@ -185,11 +187,12 @@ class Intake:
         """Say that this process lives, until `stop`; then that it has ended."""
         says = {"version": __version__, "machine": socket.gethostname(), "process": os.getpid(), **presence.INTAKE}
         while True:
-            # Where the database is away, each log that is not taken tells of it.
-            with suppress(sqlite3.Error, OSError, SchemaError):
+            try:
                 self._is_too_old = self._with_database(lambda db: self._beat(db, says))
                 if not self._is_too_old:
-                    self._failures.works()
+                    self._failures.works(BEAT, NOT_SERVED)
+            except (sqlite3.Error, OSError, SchemaError) as error:
+                self._failures.failed(BEAT, str(error))
             if self._stop.wait(presence.BEAT_MS / 1000):
                 break
         with suppress(sqlite3.Error, OSError, SchemaError):

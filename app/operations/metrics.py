@@ -125,6 +125,6 @@ def write_textfile(path: Path, data: bytes) -> None:
     if (path.exists() or path.is_symlink()) and not stat.S_ISREG(path.lstat().st_mode):
         raise OSError(errno.EINVAL, "is no regular file, and not replaced", str(path))
     try:
-        replace_file(path, data, 0o644)  # the collector is another user
+        replace_file(path, data, 0o644, is_flushed=False)  # the collector is another user
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # not of the draft

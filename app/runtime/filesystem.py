@@ -50,7 +50,7 @@ def private_spool(path: Path) -> Path:
     note = path / ".gitignore"
     if not note.exists():
         with suppress(OSError):  # the next process that opens the spool makes it
-            replace_file(note, b"*\n")
+            replace_file(note, b"*\n", is_flushed=False)
     return path
 
 
@@ -111,8 +111,10 @@ def private_file(path: Path) -> Path:
     return path
 
 
-def replace_file(path: Path, data: bytes, mode: int = PRIVATE_FILE) -> None:
+def replace_file(path: Path, data: bytes, mode: int = PRIVATE_FILE, *, is_flushed: bool = True) -> None:
     """Write all of it or nothing: who reads the file meanwhile sees what was there before. Raises OSError.
+
+    `is_flushed`: the disk is waited for, so that a power cut leaves no empty file.
 
     The draft beside it is hidden and has an ending that nobody looks for, so that it is not taken for such a file
     (OpenCode loads hidden `.js` files, too). A process that is killed leaves it there.
@@ -123,7 +125,8 @@ def replace_file(path: Path, data: bytes, mode: int = PRIVATE_FILE) -> None:
             file.write(data)
             file.flush()
             os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
+            if is_flushed:
+                os.fsync(file.fileno())
         draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)

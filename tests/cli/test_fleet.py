@@ -386,8 +386,12 @@ def test_a_second_token_of_a_machine_is_instead_of_the_first(centre: Station, le
 def test_who_is_not_there_is_named(centre: Station) -> None:
     assert "no tenant acme; there are none yet" in complaint(typed(centre, "fleet", "token", "add", "acme", "a"), 2)
     add_tenant(centre, "acme")
+    add_tenant(centre, "a b", key=api_key("c"))
+    typed(centre, "fleet", "token", "add", "a b", "the laptop")
+    told = complaint(typed(centre, "fleet", "tenant", "remove", "a b"), 2)
+    assert "fleet token revoke 'a b' 'the laptop'" in told
     told = complaint(typed(centre, "fleet", "dead", "list", "acne"), 2)
-    assert "no tenant acne; known: acme" in told
+    assert "no tenant acne; known: a b, acme" in told
     for _ in range(2):
         assert "machine a of tenant acme has no token" in complaint(
             typed(centre, "fleet", "token", "revoke", "acme", "a"), 2

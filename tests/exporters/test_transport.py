@@ -10,7 +10,8 @@ import httpcore
 import pytest
 
 from app.exporters import transport
-from app.exporters.transport import within
+from app.exporters.transport import Transport, trust, within
+from tests.support.servers import answer, scripted
 
 Entries = Iterable[tuple[Any, ...]]
 
@@ -80,3 +81,22 @@ def test_deadlines_of_two_threads_do_not_meet() -> None:
             with pytest.raises(httpcore.ConnectTimeout):
                 backend.connect_tcp("127.0.0.1", listener.getsockname()[1])
         assert errors == []
+
+
+def test_a_connection_that_is_made_while_the_transport_is_closed_is_closed_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker that ends closes it under a thread that is just about to send."""
+    real, opened = httpcore.SyncBackend.connect_tcp, []
+
+    with scripted(answer(200)) as server, closing(Transport(trust(None), {})) as made:
+
+        def connect(*arguments: Any) -> httpcore.NetworkStream:
+            made.close()
+            opened.append(real(*arguments))
+            return opened[-1]
+
+        monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", connect)
+        assert made.post(server.url, b"{}", 100, 20.0).status == 200
+        (stream,) = opened
+        assert stream.get_extra_info("socket").fileno() == -1
