@@ -27,6 +27,11 @@ class PolicySweep:
         self._log = log
         self._swept: object = None
 
+    @property
+    def has_swept(self) -> bool:
+        """Whether what waits is held, or not, by the settings as they are."""
+        return self._swept is not None
+
     def look(self, db: Ledger, now_ms: int, wake: Callable[[str], None]) -> bool:
         """Sweep when settings have changed, and capture one session again; whether there may be more of these.
 

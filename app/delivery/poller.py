@@ -62,7 +62,7 @@ class Poller:
         self._settings = settings
         self._workers = spool.workers
         self._queue = queue
-        self._sweep = sweep
+        self.sweep = sweep
         self._eviction = eviction
         self._is_sending = is_sending
         self._log = log
@@ -86,7 +86,7 @@ class Poller:
         if mended := maintenance.reset_future_times(db, now_ms):
             self._log(f"the clock was wrong before: {mended} time(s) far ahead are now")
         self._reclaim(db, now_ms)
-        is_sweeping = self._sweep.look(db, now_ms, self._queue.wake)
+        is_sweeping = self.sweep.look(db, now_ms, self._queue.wake)
         if self._is_sending and counts.is_pending(db, self._target.id):
             self.wake_due(db, now_ms, max(1, WAKES_PER_TICK - self._queue.waiting()))
         if now_ms - self._pruned_ms >= PRUNE_MS or now_ms < self._pruned_ms:

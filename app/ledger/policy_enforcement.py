@@ -60,6 +60,15 @@ def held(db: Database, destination_id: int) -> list[tuple[str, int]]:
     return [(row["hold_reason"], row["jobs"]) for row in rows]
 
 
+def is_all_held(db: Database, destination_id: int) -> bool:
+    """Whether whatever waits there is held."""
+    row = db.execute(
+        "select 1 from tally where destination_id = ? and state = 'pending' and hold_reason = '' limit 1",
+        (destination_id,),
+    ).fetchone()
+    return row is None
+
+
 def drop_looser(db: Database, destination_id: int, folder: str, made_under: str, now_ms: int) -> int:
     """pending or dead -> dropped (policy): what the folder has that was made under this policy, at most BATCH.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from app.capture.targets import folder, target
 from app.capture.unread import read_unread
 from app.database.open import open_whole
-from app.ledger import adoption, counts, flow, folders, notices, readback
+from app.ledger import adoption, counts, flow, folders, notices, policy_enforcement, readback
 from app.ledger.destinations import Destination
 from app.ledger.notices import Unread
 from app.operations.centre import centre
@@ -94,10 +94,10 @@ def flush(
         going = _Flushing(db, settings, ours, seen, hooked, timeout_s, tell, here if expect_some else None)
         try:
             read_unread(db, sources, spool, ours)
-            was_stopped = _deliver(db, sources, ours, going.is_over)
+            was_stopped = _deliver(db, sources, going)
             # Once more when all is sent: a hook may have been late, and is gone by now.
             while not was_stopped and not going.is_late and read_unread(db, sources, spool, ours) > 0:
-                was_stopped = _deliver(db, sources, ours, going.is_over)
+                was_stopped = _deliver(db, sources, going)
         except KeyboardInterrupt:  # while it waits; a worker of its own takes it for a signal
             was_stopped = True
         now_ms = clock.now_ms()
@@ -143,6 +143,8 @@ class _Flushing:
     begin_s: float = field(default_factory=time.monotonic)
     begin_ms: int = field(default_factory=clock.now_ms)
     has_told: bool = False
+    has_swept: Callable[[], bool] = lambda: False
+    """Whether a worker of its own has seen what of ours the settings hold."""
 
     @property
     def is_late(self) -> bool:
@@ -165,7 +167,7 @@ class _Flushing:
     def _is_away(self, waits: Collection[int]) -> bool:
         """Whether nothing of what waits can go before a later probe, and nobody asked to wait for that."""
         now_ms = clock.now_ms()
-        if not all(flow.is_idle(self.db, one, now_ms) or self._is_silent(one) for one in waits):
+        if not all(flow.is_idle(self.db, one, now_ms) or self._is_silent(one) or self._is_held(one) for one in waits):
             return False
         if self.timeout_s is not None and not self.has_told:
             self.has_told = True
@@ -175,6 +177,13 @@ class _Flushing:
             self.tell(f"{why}; it is tried again until {self.timeout_s:g} s are over (Ctrl-C ends that)")
         return self.timeout_s is None
 
+    def _is_held(self, destination_id: int) -> bool:
+        return (
+            destination_id == self.ours.id
+            and self.has_swept()
+            and policy_enforcement.is_all_held(self.db, destination_id)
+        )
+
     def _is_silent(self, destination_id: int) -> bool:
         """Whether the intake that ours leads to was asked meanwhile what may leave, and has never said anything."""
         there = centre(self.settings) if destination_id == self.ours.id else None
@@ -183,12 +192,15 @@ class _Flushing:
         return there.asked_ms is not None and there.asked_ms >= self.begin_ms
 
 
-def _deliver(db: sqlite3.Connection, sources: Sources, ours: Destination, is_over: Callable[[], bool]) -> bool:
+def _deliver(db: sqlite3.Connection, sources: Sources, going: _Flushing) -> bool:
     """Deliver what no worker delivers, and wait for the others; whether somebody interrupted it."""
     spool = Spool(sources.load().spool_directory)
-    while not is_over():
+    ours = going.ours
+    while not going.is_over():
         if ours.key_fingerprint and counts.is_pending(db, ours.id) and ours.id not in _served(spool):
-            if not Worker(sources).run_until(is_over):
+            worker = Worker(sources)
+            going.has_swept = lambda sweep=worker.poller.sweep: sweep.has_swept  # type: ignore[misc]
+            if not worker.run_until(going.is_over):
                 return True
         else:
             time.sleep(LOOK_S)

@@ -83,7 +83,7 @@ def test_a_subagent_counts_with_its_root_and_stands_inside_it(station: Station, 
 def test_of_a_turn_that_waits_what_arrived_is_told_from_what_did_not(station: Station, receiver: Receiver) -> None:
     session = captured(station, "b_tools")
     receiver.fault({}, {"status": 503, "times": 1_000})
-    station.run("flush")
+    station.run("flush", "--timeout", "5")
     assert row(station, session).state == "pending"
     states = [span.state for turn in opened(station, session).turns for span in turn.spans]
     assert (states.count("taken"), {*states}) == (1, {"taken", "not yet"})

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import httpx
 import pytest
@@ -31,10 +31,10 @@ async def read_all(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.body", "body": b"ok"})
 
 
-@pytest.fixture
-def port() -> Iterator[int]:
+@contextmanager
+def serving(request_s_max: float) -> Iterator[int]:
     with loopback.listening("127.0.0.1", 0) as bound:
-        server = loopback.server(loopback.CalledByName(read_all))
+        server = loopback.server(loopback.CalledByName(read_all), request_s_max)
         server.config.lifespan = "off"
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="server")
         thread.start()
@@ -46,16 +46,19 @@ def port() -> Iterator[int]:
         thread.join(20)
 
 
+@pytest.fixture
+def port() -> Iterator[int]:
+    with serving(loopback.REQUEST_S_MAX) as made:
+        yield made
+
+
 @pytest.mark.parametrize(
     ("before", "half"),
     [(b"", HALVES[0]), (b"", HALVES[1]), (b"", HALVES[2]), (WHOLE, HALVES[1]), (WHOLE, HALVES[2])],
     ids=["nothing", "head", "body", "second head", "second body"],
 )
-def test_a_connection_without_a_whole_request_is_closed(
-    port: int, before: bytes, half: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loopback, "REQUEST_S_MAX", 0.2)
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+def test_a_connection_without_a_whole_request_is_closed(before: bytes, half: str) -> None:
+    with serving(0.2) as port, socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         if before:
             connection.sendall(before)
             assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")

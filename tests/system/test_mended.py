@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from app.ledger import folders
+from app.operations.flush import _Flushing
 from tests.support.opencode import OpenCode
 from tests.support.processes import Station, hook, repository
 from tests.support.servers import Receiver, receiving
@@ -20,6 +22,8 @@ from tests.system.test_held import RIGHT, WRONG, asked, configure, show
 pytest_plugins = ["tests.support.opencode"]
 
 LINE = "opencode.json line 2"
+LOOKS_MAX = 3_000
+"""Of a flush: five minutes, at least."""
 
 
 @pytest.fixture
@@ -85,8 +89,8 @@ def names(doctor: str) -> set[str]:
     return {one["name"] for one in json.loads(doctor)["findings"]}
 
 
-def test_what_was_captured_before_the_mistake_is_sent_as_well(
-    station: Station, project: Path, receiver: Receiver
+def test_what_was_captured_before_the_mistake_is_sent_as_well_and_not_waited_for(
+    station: Station, project: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(project, RIGHT)
     with hook(station) as process:
@@ -94,6 +98,13 @@ def test_what_was_captured_before_the_mistake_is_sent_as_well(
         assert process.end() == 0
     configure(project, WRONG["a misspelt option"])
     held_at_end_of_opencode(station, project)
+    looks = count()
+
+    def is_late(_: object) -> bool:
+        assert next(looks) < LOOKS_MAX, "it waits for what cannot go"
+        return False
+
+    monkeypatch.setattr(_Flushing, "is_late", property(is_late))
     assert said(typed(station, "flush", "--json"), 1)["jobs"]["pending"] == 2
     assert LINE in typed(station, "status").stdout
     configure(project, RIGHT)
