@@ -178,8 +178,10 @@ class _Flushing:
         return self.timeout_s is None
 
     def _is_held(self, destination_id: int) -> bool:
+        """Whether settings alone hold what waits for ours; what an intake is asked for, its answer may let go."""
         return (
             destination_id == self.ours.id
+            and not self.settings.silence
             and self.has_swept()
             and policy_enforcement.is_all_held(self.db, destination_id)
         )
