@@ -79,5 +79,5 @@ def asked(settings: Settings) -> Iterator[Remote]:
     )
     if not settings.credential or plan.url is None:
         raise ReadBackError(plan.off_reason or "there is no key to ask with (HELICONE_API_KEY)")
-    with connect(access(settings), settings.ca_file) as client:
+    with closing(connect(access(settings), settings.ca_file)) as client:
         yield Remote(client, plan.url, plan.queries_per_minute)

@@ -41,7 +41,7 @@ def send(settings: Settings, now_ms: int, timeout_s: float) -> Iterator[Finding]
         name = "certificates-unusable" if "SSL_CERT" in str(error) else "not-sent"
         yield Finding("send", "problem", f"not sent: {error}", "correct it", name)
         return
-    with made as client:
+    with closing(made) as client:
         body = encoder_of(settings.kind).trial(request_id, now_ms)
         # It holds nothing of a session, so every intake takes it.
         headers = NO_HEADERS if settings.heard is None else {MODE_HEADER: "metadata_only"}

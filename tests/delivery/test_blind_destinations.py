@@ -153,7 +153,7 @@ class Person:
 def person(tmp_path: Path) -> Iterator[Person]:
     with (
         receiving(tmp_path / "store.db") as receiver,
-        Client(api_key()) as client,
+        closing(Client(api_key())) as client,
         closing(open_ledger(tmp_path / "spool")) as db,
     ):
         db.execute("pragma synchronous = off")  # nobody cuts the power here

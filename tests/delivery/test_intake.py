@@ -196,7 +196,7 @@ def test_a_log_says_under_which_mode_it_was_made_and_when_its_turn_was(
 def test_nobody_else_hears_of_it() -> None:
     """Byte for byte: what is said to Helicone itself is what it was."""
     record = b'{"providerRequest": {"meta": {"Helicone-Request-Id": "a"}}}'
-    with scripted(ok()) as server, Client(token()) as client:
+    with scripted(ok()) as server, closing(Client(token())) as client:
         client.post(f"{server.url}/custom/v1/log", record, "a", 0)
     assert server.requests[0].header_names == [
         "Host",

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import uuid
+from contextlib import closing
 
 import pytest
 from hypothesis import given
@@ -79,9 +80,10 @@ def test_what_is_no_json_is_said_to_be_none(text: bytes | str) -> None:
 
 MEASURED = """
 import resource, sys, uuid
+from contextlib import closing
 from app.exporters.helicone.client import Client, ReadBackError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-with Client(sys.argv[1]) as client:
+with closing(Client(sys.argv[1])) as client:
     try:
         client.stored(sys.argv[2], start_ms=0, request_ids=[uuid.UUID(int=1)])
     except ReadBackError as error:
@@ -104,7 +106,7 @@ def test_of_too_many_values_less_is_asked_for() -> None:
     body = b'{"data":[' + b"0," * VALUES_MAX + b"0]}"
     with (
         scripted(answer(201, body)) as server,
-        Client(api_key()) as client,
+        closing(Client(api_key())) as client,
         pytest.raises(OverlongError, match="values"),
     ):
         client.stored(server.url, start_ms=0, request_ids=IDS)
@@ -112,7 +114,11 @@ def test_of_too_many_values_less_is_asked_for() -> None:
 
 def test_an_answer_that_is_nested_too_deep_is_a_failure_that_says_so() -> None:
     body = b'{"data":' + nested(DEPTH_MAX) + b"}"
-    with scripted(answer(201, body)) as server, Client(api_key()) as client, pytest.raises(ReadBackError, match="deep"):
+    with (
+        scripted(answer(201, body)) as server,
+        closing(Client(api_key())) as client,
+        pytest.raises(ReadBackError, match="deep"),
+    ):
         client.stored(server.url, start_ms=0, request_ids=IDS)
 
 
@@ -120,7 +126,7 @@ def test_a_body_that_is_json_in_a_string_is_looked_over_as_well() -> None:
     """As Helicone shows bodies that it could not parse itself."""
     row = {"request_id": str(IDS[0]), "request_body": nested(100_000).decode(), "response_body": "[" * 100_000}
     expected = ExpectedContent("ses_1", IDS[0], "/opencode/ses_1", 0, frozenset(), b"")
-    with scripted(answer(201, json.dumps({"data": [row]}).encode())) as server, Client(api_key()) as client:
+    with scripted(answer(201, json.dumps({"data": [row]}).encode())) as server, closing(Client(api_key())) as client:
         shown = client.shown(server.url, start_ms=0, request_ids=IDS)[IDS[0]]
         assert shown == [Shown(row["request_body"], row["response_body"])]
         (seen,) = look(Remote(client, server.url, 60).shown, [expected], end_s=0)

@@ -185,7 +185,7 @@ def test_what_only_the_requests_own_headers_say_is_not_taken_for_said(centre: Ce
 
 def test_a_machine_finds_the_intake_by_its_address_alone(centre: Centre) -> None:
     jawn, worker = routes(centre.url)
-    with Client(centre.token) as client:
+    with closing(Client(centre.token)) as client:
         assert client.post(jawn, envelope(ONE), ONE, 0).status == 404
         outcome = client.post(worker, envelope(ONE), ONE, 0)
         assert (outcome.kind, outcome.reason) == ("accepted", "200: ok")
@@ -194,7 +194,7 @@ def test_a_machine_finds_the_intake_by_its_address_alone(centre: Centre) -> None
 def test_a_log_whose_answer_is_lost_with_the_intake_is_stored_once(centre: Centre, tmp_path: Path) -> None:
     with loopback.listening("127.0.0.1", 0) as bound, (tmp_path / "log").open("wb") as output:
         url = routes(loopback.address(bound))[1]
-        with Client(centre.token) as client:
+        with closing(Client(centre.token)) as client:
             with start_intake(centre.database_url, bound, {VARIABLE: "intake.committed"}, output) as process:
                 lost = client.post(url, envelope(ONE), ONE, 0)
                 assert process.wait(60) == -signal.SIGKILL
@@ -453,7 +453,7 @@ def test_a_new_token_of_a_machine_is_the_end_of_its_old_one(centre: Centre) -> N
 
 
 def test_a_machine_hears_that_it_is_refused_however_long_its_log_is(centre: Centre) -> None:
-    with Client(api_key("a")) as client:
+    with closing(Client(api_key("a"))) as client:
         outcome = client.post(routes(centre.url)[1], envelope(ONE, "x" * 9_000_000), ONE, 0)
     assert (outcome.kind, outcome.status) == ("refused", 401)
 
@@ -497,7 +497,7 @@ def test_what_helicone_refuses_is_refused_in_its_words(centre: Centre, body: byt
 
 def test_what_is_longer_than_anybodys_log_is_refused_for_good(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BODY_BYTES_MAX", 1_000)
-    with Client(centre.token) as client:
+    with closing(Client(centre.token)) as client:
         outcome = client.post(routes(centre.url)[1], envelope(ONE, "x" * 9_000_000), ONE, 0)
     assert (outcome.kind, outcome.status) == ("permanent", 400)
 
@@ -505,7 +505,7 @@ def test_what_is_longer_than_anybodys_log_is_refused_for_good(centre: Centre, mo
 def test_who_is_full_waits_and_others_do_not(centre: Centre) -> None:
     full = centre.tenant("full", bytes_max=10)
     assert send(centre.url, full, envelope(ONE))[0] == 200
-    with Client(full) as client:
+    with closing(Client(full)) as client:
         outcome = client.post(routes(centre.url)[1], envelope(TWO), TWO, 0)
     assert (outcome.kind, outcome.status, outcome.retry_after_ms) == ("wait", 429, answers.FULL_S * 1000)
     assert send(centre.url, centre.token, envelope(TWO))[0] == 200

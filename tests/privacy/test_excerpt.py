@@ -8,6 +8,7 @@ import os
 import uuid
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from urllib.parse import quote
 
 import pytest
@@ -47,7 +48,7 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     redaction = Redaction.compile([r"internal-\d+"], known_values=[api_key(), KNOWN])
-    with Client(api_key(), redact=redaction.text) as made:
+    with closing(Client(api_key(), redact=redaction.text)) as made:
         yield made
 
 
@@ -74,7 +75,7 @@ def test_nothing_of_an_accepted_answer_is_kept(client: Client) -> None:
 
 
 def test_a_client_that_cannot_redact_keeps_no_answer() -> None:
-    with Client(api_key()) as plain:
+    with closing(Client(api_key())) as plain:
         assert post(plain, b"upstream failed").answer == ""
 
 
@@ -195,6 +196,6 @@ def test_a_secret_that_stands_where_the_answer_is_cut_is_not_cut_in_half(client:
 
 
 def test_the_key_does_not_come_back_through_escapes_where_nothing_is_redacted() -> None:
-    with Client(api_key()) as plain:
+    with closing(Client(api_key())) as plain:
         outcome = post(plain, f'{{"error": "unknown {escaped(api_key())}"}}'.encode(), 401)
     assert outcome.reason == "401: error unknown [key]"

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def told(secret: str = SECRET, reply: str = "done") -> Fields:
 def deliver(embedded: EmbeddedApi, receiver: Receiver) -> None:
     """Post all that is pending, as a worker does, without one."""
     bench = bench_of(embedded)
-    with Client(api_key()) as client:
+    with closing(Client(api_key())) as client:
         for claimed in claims(bench):
             carry(bench, receiver, client, claimed)
 
@@ -502,7 +503,7 @@ def test_a_row_that_is_not_overwritten_yet_is_still_old(tmp_path: Path, embedded
 def outcomes(receiver: Receiver, expected: Sequence[ExpectedContent]) -> dict[str, int]:
     url = read_back_url(receiver.url, api_key(), None)
     assert url is not None
-    with Client(api_key()) as client:
+    with closing(Client(api_key())) as client:
         return Counter(one.outcome for one in look(Remote(client, url, 1_000).shown, expected, end_s=0.0))
 
 
@@ -537,7 +538,7 @@ def test_what_is_in_flight_lands_before_its_recall(tmp_path: Path, embedded: Emb
     embedded.put(told("blue whale"))
     bench = bench_of(embedded)
     how = {"is_blank": True} if is_blank else {"pattern": "blue whale"}
-    with receiving(tmp_path / "store.db") as receiver, Client(api_key()) as client:
+    with receiving(tmp_path / "store.db") as receiver, closing(Client(api_key())) as client:
         carry(bench, receiver, client, next(claims(bench)))  # the session's own record
         old = next(claims(bench))
         bodies = bench.left(old)

@@ -7,6 +7,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -94,7 +95,7 @@ def test_a_changed_turn_keeps_a_word_of_the_one_before_unless_that_is_deleted(re
 
 def test_while_its_database_is_locked_nothing_is_acknowledged(receiver: Receiver) -> None:
     (record,) = records(fresh("f_subagent"))
-    with receiver.locked(), receiver.client() as client:
+    with receiver.locked(), closing(receiver.client()) as client:
         outcome = client.post(receiver.route, record.body, record.request_id, 0)
     assert outcome.kind == "wait"
     receiver.send(record)
@@ -111,9 +112,9 @@ def test_what_was_answered_survives_a_kill(receiver: Receiver) -> None:
 
 def test_without_an_experiment_that_exists_it_is_refused(receiver: Receiver) -> None:
     (record,) = records(fresh("a_simple"))
-    with type(receiver.client())({}, preset="mlflow", project="99999") as client:
+    with closing(type(receiver.client())({}, preset="mlflow", project="99999")) as client:
         assert client.post(receiver.route, record.body, record.request_id, 0).kind == "refused"
-    with type(receiver.client())({}, preset="none") as client:
+    with closing(type(receiver.client())({}, preset="none")) as client:
         outcome = client.post(receiver.route, record.body, record.request_id, 0)
     assert (outcome.status, outcome.kind, outcome.is_doubtful) == (422, "retry", True)
 

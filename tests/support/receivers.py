@@ -132,7 +132,7 @@ class Receiver:
             return error.code, error.read()
 
     def send(self, *records: Record) -> None:
-        with self.client() as client:
+        with closing(self.client()) as client:
             for record in records:
                 outcome = client.post(self.route, record.body, record.request_id, 0)
                 assert (outcome.kind, outcome.remark) == ("accepted", ""), outcome.reason
@@ -140,7 +140,7 @@ class Receiver:
     def delete(self, *records: Record) -> None:
         url = self.traits.deletion_url(self.url)
         assert url is not None
-        with self.client() as client:
+        with closing(self.client()) as client:
             outcome = client.delete(url, [uuid.UUID(record.request_id) for record in records], 0)
         assert outcome.kind == "accepted", outcome.reason
 
@@ -152,7 +152,7 @@ class Receiver:
         """Which of these are there, as the program itself finds out."""
         url = self.traits.read_back("on", self.url, "", None).url
         assert url is not None
-        with self.client() as client:
+        with closing(self.client()) as client:
             found = client.stored(url, start_ms=0, request_ids=[uuid.UUID(one) for one in request_ids])
         return {str(one) for one in found}
 

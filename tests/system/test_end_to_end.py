@@ -7,6 +7,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def expect_delivered(opencode: OpenCode, project: Path, station: Station, receiv
     expected = len(own) + len(messages) + len(tools)
     wait_until(lambda: len(arrived(receiver, root)) >= expected and station.counts().pending == 0, DELIVERY_S)
     rows = arrived(receiver, root)
-    with Client(station.key) as client:
+    with closing(Client(station.key)) as client:
         ids = [uuid.UUID(row.log.request_id) for row in rows]
         read_back = client.stored(f"{receiver.url}/v1/request/query-clickhouse", start_ms=0, request_ids=ids)
         assert set(read_back) == set(ids)

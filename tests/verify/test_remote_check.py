@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def log(request_id: uuid.UUID, session: str = "ses_1", text: str = "hello", star
 
 
 def test_of_the_wanted_requests_those_that_are_stored_are_found_and_whether_with_their_bodies(tmp_path: Path) -> None:
-    with receiving(tmp_path / "store.db") as receiver, Client(api_key()) as client:
+    with receiving(tmp_path / "store.db") as receiver, closing(Client(api_key())) as client:
         receiver.fault({"over_quota": True}, {"unstored": True})
         for request_id in IDS[:6]:
             outcome = client.post(receiver.url + LOG_ROUTE, log(request_id), str(request_id), 0)
@@ -49,14 +50,14 @@ def test_of_the_wanted_requests_those_that_are_stored_are_found_and_whether_with
 
 @pytest.mark.parametrize("rows", [[1, None, "x"], [{"request_id": 7}], [{}]], ids=["no rows", "no id", "nothing"])
 def test_rows_that_are_none_find_nothing(rows: list[object]) -> None:
-    with scripted(answer(201, json.dumps({"data": rows}).encode())) as server, Client(api_key()) as client:
+    with scripted(answer(201, json.dumps({"data": rows}).encode())) as server, closing(Client(api_key())) as client:
         assert client.stored(server.url, start_ms=0, request_ids=IDS) == {}
 
 
 def test_a_failure_says_why() -> None:
     with (
         scripted(answer(404, b"<html>")) as server,
-        Client(api_key()) as client,
+        closing(Client(api_key())) as client,
         pytest.raises(ReadBackError) as caught,
     ):
         client.stored(server.url, start_ms=0, request_ids=IDS)

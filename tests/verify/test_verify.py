@@ -104,7 +104,7 @@ class Machine:
 
     def deliver(self, url: str | None = None, now_ms: int = 1_000) -> None:
         """All that waits, the oldest first; posted where a receiver is named."""
-        with self.station.ledger() as db, Client(self.station.key) as client:
+        with self.station.ledger() as db, closing(Client(self.station.key)) as client:
             (one,) = destinations.destinations(db)
             for name in sorted(counts.pending_keys(db)):
                 claimed = claims.claim(db, one.id, name, worker="w", now_ms=1 << 50, lease_ms=1)

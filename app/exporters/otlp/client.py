@@ -15,8 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlencode
 
 import httpx
@@ -73,14 +72,6 @@ class Client:
         named = {**_of_preset(preset, project), **{name.lower(): value for name, value in headers.items()}}
         _check(named)
         self._transport = Transport(trust(ca_file), {"user-agent": "opencode-helicone", **named})
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._transport.close()

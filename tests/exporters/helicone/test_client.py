@@ -5,6 +5,7 @@ import os
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -49,13 +50,13 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    with Client(api_key()) as made:
+    with closing(Client(api_key())) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[Client]:
-    with Client(api_key(), deadline_s=0.5) as made:
+    with closing(Client(api_key(), deadline_s=0.5)) as made:
         yield made
 
 
@@ -254,7 +255,7 @@ def test_a_netrc_does_not_replace_the_key(tmp_path: Path, monkeypatch: pytest.Mo
     netrc.chmod(0o600)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(netrc))
-    with Client(api_key()) as client, scripted(ok()) as server:
+    with closing(Client(api_key())) as client, scripted(ok()) as server:
         post(client, server.url)
         assert server.requests[0].headers["authorization"] == f"Bearer {api_key()}"
 
@@ -467,13 +468,13 @@ def test_an_untrusted_certificate_pauses_before_anything_is_sent(client: Client,
 @pytest.mark.slow
 def test_a_certificate_named_by_ssl_cert_file_is_trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    with Client(api_key()) as client, scripted(ok(), certificate=certificate) as server:
+    with closing(Client(api_key())) as client, scripted(ok(), certificate=certificate) as server:
         assert post(client, server.url).kind == "accepted"
 
 
 @pytest.mark.slow
 def test_a_certificate_of_ones_own_is_trusted_beside_the_systems(certificate: Path) -> None:
-    with Client(api_key(), ca_file=certificate) as client, scripted(ok(), certificate=certificate) as server:
+    with closing(Client(api_key(), ca_file=certificate)) as client, scripted(ok(), certificate=certificate) as server:
         assert post(client, server.url).kind == "accepted"
 
 
@@ -489,7 +490,7 @@ def test_an_unusable_file_of_ones_own_is_named_at_the_door(tmp_path: Path, conte
 @pytest.mark.slow
 def test_a_certificate_for_another_host_pauses(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    with Client(api_key()) as client, scripted(ok(), certificate=certificate) as server:
+    with closing(Client(api_key())) as client, scripted(ok(), certificate=certificate) as server:
         assert post(client, server.url.replace("127.0.0.1", "localhost")).kind == "refused"
 
 
@@ -497,7 +498,7 @@ def test_a_certificate_for_another_host_pauses(certificate: Path, monkeypatch: p
 def test_slowness_inside_tls_does_not_outlive_the_deadline(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     slow = servers.drip(LONG_AGO, interval_s=0.02)
-    with Client(api_key(), deadline_s=0.5) as client, scripted(slow, certificate=certificate) as server:
+    with closing(Client(api_key(), deadline_s=0.5)) as client, scripted(slow, certificate=certificate) as server:
         assert post(client, server.url).kind == "wait"
 
 
@@ -543,6 +544,6 @@ def test_reading_back_says_why_it_failed(client: Client, act: servers.Act) -> No
 
 
 def test_a_redirect_to_an_address_that_nobody_can_read_is_still_a_redirect() -> None:
-    with scripted(answer(302, headers={"Location": "http://[::bad"})) as server, Client(api_key()) as client:
+    with scripted(answer(302, headers={"Location": "http://[::bad"})) as server, closing(Client(api_key())) as client:
         outcome = client.post(f"{server.url}/custom/v1/log", b"{}", "id", 0)
     assert (outcome.kind, outcome.status) == ("refused", 302)

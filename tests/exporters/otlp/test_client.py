@@ -7,6 +7,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -36,13 +37,13 @@ def body() -> bytes:
 
 @pytest.fixture
 def phoenix() -> Iterator[Client]:
-    with Client({"Authorization": SECRET}, preset="phoenix", project="my project") as made:
+    with closing(Client({"Authorization": SECRET}, preset="phoenix", project="my project")) as made:
         yield made
 
 
 @pytest.fixture
 def mlflow() -> Iterator[Client]:
-    with Client({}, preset="mlflow", project="7") as made:
+    with closing(Client({}, preset="mlflow", project="7")) as made:
         yield made
 
 
@@ -81,14 +82,14 @@ def test_what_goes_out_is_the_same_bytes_each_time(phoenix: Client, body: bytes)
 
 @pytest.mark.parametrize(("project", "sent"), [("7", "7"), ("", "0")])
 def test_mlflow_is_told_the_experiment(project: str, sent: str, body: bytes) -> None:
-    with Client({}, preset="mlflow", project=project) as made, scripted(answer(200)) as server:
+    with closing(Client({}, preset="mlflow", project=project)) as made, scripted(answer(200)) as server:
         made.post(server.url + "/v1/traces", body, "", NOW_MS)
     assert server.requests[0].headers["x-mlflow-experiment-id"] == sent
 
 
 def test_headers_of_a_person_go_before_those_of_the_preset(body: bytes) -> None:
     with (
-        Client({"X-Project-Name": "theirs"}, preset="phoenix", project="ours") as made,
+        closing(Client({"X-Project-Name": "theirs"}, preset="phoenix", project="ours")) as made,
         scripted(answer(200)) as server,
     ):
         made.post(server.url + "/v1/traces", body, "", NOW_MS)
@@ -124,7 +125,10 @@ def test_a_projects_name_that_no_header_takes_is_refused() -> None:
 @pytest.mark.parametrize("body_said", [SECRET, SECRET.removeprefix("Bearer ")])
 def test_no_header_is_repeated_in_what_is_kept_of_an_answer(body_said: str, body: bytes) -> None:
     said = json.dumps({"error": f"who is {body_said}?"}).encode()
-    with Client({"Authorization": SECRET}, preset="none", redact=str) as made, scripted(answer(400, said)) as server:
+    with (
+        closing(Client({"Authorization": SECRET}, preset="none", redact=str)) as made,
+        scripted(answer(400, said)) as server,
+    ):
         outcome = made.post(server.url + "/v1/traces", body, "", NOW_MS)
     assert "q" * 20 not in repr(outcome)
     assert "[header]" in outcome.reason
