@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from app.cli.options import AsJson, Yes, print_json, print_lines
 from app.ledger.dead_letters import Choice
 from app.operations import dead_letters
 from app.runtime.terminal import counted
+
+if TYPE_CHECKING:
+    from app.database.postgres import PostgresLedger
 
 dead = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Logs of a tenant that are not tried again.")
 
@@ -52,16 +55,8 @@ def _retry(
     wide = wide_choice(error, since, everything=everything)
     with centre() as db:
         from app.fleet.presence import server_ms  # noqa: PLC0415 - what the extra `fleet` brings
-        from app.fleet.tenants import tenant  # noqa: PLC0415 - the same
 
-        choice = chosen(
-            db,
-            keys or [],
-            wide,
-            None if yes else "retry",
-            lister=f"fleet dead list {quote(tenant_name)}",
-            destination_id=tenant(db, tenant_name).destination_id,
-        )
+        choice = _chosen(db, tenant_name, keys, wide, None if yes else "retry")
         jobs = len(dead_letters.reopen(db, choice, server_ms(db)))
     if json_wanted:
         print_json({"jobs": jobs})
@@ -87,18 +82,21 @@ def _purge(
     wide = wide_choice(error, since, everything=everything)
     with centre() as db:
         from app.fleet.presence import server_ms  # noqa: PLC0415 - what the extra `fleet` brings
-        from app.fleet.tenants import tenant  # noqa: PLC0415 - the same
 
-        choice = chosen(
-            db,
-            keys or [],
-            wide,
-            None if yes else "purge",
-            lister=f"fleet dead list {quote(tenant_name)}",
-            destination_id=tenant(db, tenant_name).destination_id,
-        )
+        choice = _chosen(db, tenant_name, keys, wide, None if yes else "purge")
         jobs = dead_letters.purge(db, choice, server_ms(db))
     if json_wanted:
         print_json({"jobs": jobs})
     else:
         print_lines([f"{counted(jobs, 'dead letter')} purged"])
+
+
+def _chosen(
+    db: PostgresLedger, tenant_name: str, keys: list[str] | None, wide: Choice | None, verb: str | None
+) -> Choice:
+    """As `app.cli.dead.chosen`, of one tenant. Raises TenantError."""
+    from app.fleet.tenants import tenant  # noqa: PLC0415 - what the extra `fleet` brings
+
+    found = tenant(db, tenant_name)
+    lister = f"fleet dead list {quote(tenant_name)}"
+    return chosen(db, keys or [], wide, verb, lister=lister, destination_id=found.destination_id)
