@@ -36,7 +36,7 @@ class Cost:
 
 
 def rows(short: bool) -> Iterator[Row]:  # noqa: FBT001 - as of all of the table
-    more = FEW + 1 if short else MORE
+    more = FEW + 15 if short else MORE  # of one job more, the worker may wait for the disk once less
     with tempfile.TemporaryDirectory(prefix="opencode-helicone-syncs-") as name:
         of_hook = each(captured, Path(name) / "hook", more)
         of_worker = each(delivered, Path(name) / "worker", more)

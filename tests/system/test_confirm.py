@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -202,6 +202,8 @@ def test_a_reading_back_that_hangs_delays_no_delivery(place: Place) -> None:
         slow = replace(place, station=station)
         slow.capture()
         made = Worker(slow.sources)
+        posts = made._client
+        assert posts is not None
         # In this process, so that its client waits for longer than the test does: only the server's end ends the hang.
         made._client = Client(station.key, deadline_s=DAY_S)
 
@@ -215,7 +217,8 @@ def test_a_reading_back_that_hangs_delays_no_delivery(place: Place) -> None:
             wait_until(lambda: station.delivered(2 * JOBS))
             return True
 
-        assert made.run_until(happens)
+        with closing(posts):
+            assert made.run_until(happens)
         assert len(mute.requests) == 1, "the first reading back hangs still"
         assert slow.confirmation().confirmed == 0
     for thread in made._threads:
