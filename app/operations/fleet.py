@@ -165,7 +165,8 @@ def _destination_status(
     sums: Sequence[Sums],
     machines: Sequence[Machine],
 ) -> DestinationStatus:
-    jobs = counts.counts(db, one.id)
+    jobs, held_bytes = counts.counts(db, one.id), tenants.held_bytes(db, one.id)
+    bytes_max = tenant.bytes_max if tenant else None
     by_name = {
         machine.name: MachineStatus(machine.name, 0, 0, 0, 0, None)
         for machine in machines
@@ -183,9 +184,9 @@ def _destination_status(
         dead=jobs.dead,
         delivered=jobs.delivered,
         dropped=jobs.dropped,
-        held_bytes=tenants.held_bytes(db, one.id),
-        bytes_max=tenant.bytes_max if tenant else None,
-        is_full=tenant is not None and tenants.is_full(db, tenant),
+        held_bytes=held_bytes,
+        bytes_max=bytes_max,
+        is_full=bytes_max is not None and held_bytes >= bytes_max,
         oldest_waiting_ms=jobs.oldest_pending_ms,
         machines=tuple(by_name[name] for name in sorted(by_name)),
     )
